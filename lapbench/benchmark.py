@@ -1,0 +1,303 @@
+"""A benchmark definition: everything that decides a number, validated, and nothing else.
+
+Each class is one table of the TOML file. Defaults are the protocol's own; a field whose comment says ``open``
+is a point that the papers leave undetermined, so the choice is a switch and stands in every record.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+
+from lapbench.errors import DefinitionError, UnknownNameError, suggest
+from lapbench.registry import architectures, explainers
+from lapbench.toml import Table, read_toml
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Data(Table):
+    """What the network sees: a manifest's images at one size, and which split serves which end."""
+
+    manifest: str
+    image_size: tuple[PositiveInt, PositiveInt]  # height, width
+    channels: Literal[1, 3] = 3  # grey images are repeated when 3 are asked for
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of the network's input, one per channel
+    std: tuple[PositiveFloat, ...] = (0.229, 0.224, 0.225)
+    train: str = "train"
+    select: str = "val"  # chooses the best epoch
+    fit: str = "val"  # fits the global thresholds
+    score: str = "test"
+
+    @model_validator(mode="after")
+    def _splits_are_apart(self) -> Self:
+        if self.score == self.fit:
+            raise ValueError(
+                f"the threshold may not be fitted on the split it is scored on: fit and score are both {self.fit!r}"
+            )
+        if self.score in (self.train, self.select):
+            raise ValueError(f"the scored split {self.score!r} may not be used for training or for choosing the epoch")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(
+                f"mean and std need one value per channel: {self.channels} wanted, found {len(self.mean)} and {len(self.std)}"
+            )
+        return self
+
+
+class Concept(Table):
+    """One concept head of every LAP: where its probability must be high, and how much of the map it may cover.
+
+    classes: the classes in which the concept is present; none makes it a common head, which has no label.
+    The area ratios are fractions of the map's pixels (MinAR, MaxAR, IAR of Eq. 5); an absent one drops its term.
+    """
+
+    name: str
+    classes: tuple[str, ...] = ()
+    min_area: Fraction | None = 0.1
+    max_area: Fraction | None = 0.5
+    inactive_area: Fraction | None = 0.1
+
+
+class Plug(Table):
+    """How LAP is put into a network, and what its scoring module is made of."""
+
+    concepts: tuple[Concept, ...]
+    sites: tuple[str, ...] | Literal["paper", "all"] = "paper"
+    branch_mode: Literal["shared", "separate", "post_add"] = "shared"  # open
+    branch_scores: Literal["conv", "concat"] = "conv"  # open: what a shared LAP scores
+    lap_position: Literal["pre_norm", "post_act"] = "pre_norm"  # open
+    mixed_mode: Literal["concat", "per_branch"] = "concat"  # open: Inception's reduction blocks
+    hidden: PositiveInt | None = 8  # channels of the scoring module's hidden layer; none: a single layer
+    score_activation: Literal["relu", "leaky_relu"] = "relu"  # open
+    score_init: Literal["zero", "default"] = "zero"  # open
+    aggregation: Literal["identity", "max", "sum", "trainable"] = "identity"
+    aggregate_positive: Literal["sigmoid", "softplus"] = "sigmoid"  # open: for the trainable aggregation
+    alpha_init: float = 1.0  # open
+    alpha_trainable: bool = True
+    eps: PositiveFloat = 1e-6  # open
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [concept.name for concept in self.concepts]
+        if not names:
+            raise ValueError("LAP needs at least one concept")
+        if len(set(names)) < len(names):
+            raise ValueError(f"concept names must differ (found {names})")
+        if self.aggregation == "identity" and len(names) != 1:
+            raise ValueError(f"aggregation 'identity' needs exactly one concept, found {len(names)}: use max, sum or trainable")
+        if self.alpha_init == 0 and self.alpha_trainable:
+            raise ValueError("alpha_init = 0 is a stationary point: a trainable alpha would never move")
+        return self
+
+
+class Losses(Table):
+    """Weights and switches of the loss terms (Eq. 5 and 6, Appendix A)."""
+
+    cross_entropy: NonNegativeFloat = 1.0
+    concept_discrimination: NonNegativeFloat = 0.25
+    concordance: NonNegativeFloat = 0.25
+    boxes: NonNegativeFloat = 0.25
+    cd_mean_over_pixels: bool = True  # open
+    cd_over_concepts: Literal["sum", "mean"] = "sum"  # open
+    k_rounding: Literal["round", "floor", "ceil"] = "round"  # open
+    rank_source: Literal["dsm", "self"] = "dsm"  # open
+    rank_source_iar: Literal["dsm", "self"] = "dsm"  # open
+    dsm_weight: NonNegativeFloat | None = None  # open; none: that of concept_discrimination
+    js_threshold: Fraction = 0.1  # open
+    js_resize: Literal["nearest", "max", "average"] = "nearest"  # open
+    js_form: Literal["bernoulli", "half"] = "bernoulli"  # open
+    js_stop_gradient: Literal["none", "shallow", "deep"] = "none"  # open
+    js_pixels: Literal["both-high", "high-low"] = "both-high"  # open
+    box_resize: Literal["area", "nearest"] = "area"  # open
+    bb_positive_weight: PositiveFloat = 2.0  # open
+
+
+class Augment(Table):
+    """Random changes of training images; boxes and masks move along."""
+
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+    shift: NonNegativeFloat = 0.0  # at most this fraction of a side, both ways
+    brightness: NonNegativeFloat = 0.0  # factor drawn from [1 − b, 1 + b]
+
+
+class Recipe(Table):
+    """How a network is trained."""
+
+    supervision: Literal["none", "weak", "boxes"] = "none"  # none: cross-entropy alone
+    epochs: PositiveInt
+    batch_size: PositiveInt = 64
+    balanced: bool = True  # equal numbers of every class in a batch, drawn with replacement
+    iterations: PositiveInt | None = None  # per epoch; none: ceil(classes · largest class / batch)
+    optimiser: Literal["adam", "sgd"] = "adam"
+    learning_rate: PositiveFloat = 1e-4
+    weight_decay: NonNegativeFloat = 1e-6
+    momentum: NonNegativeFloat = 0.9  # of sgd
+    schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
+    select_epoch: Literal["val_loss", "balanced_accuracy"] = "val_loss"  # open
+    pretrained: Path | None = None  # weights of the plain network to start from
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    losses: Losses = Losses()
+    augment: Augment = Augment()
+
+
+class Model(Table):
+    """A network to be explained: an architecture with either a recipe or given weights."""
+
+    name: str
+    architecture: str
+    parameters: dict[str, Any] = {}
+    plug: Plug | None = None
+    recipe: Recipe | None = None
+    weights: Path | None = None
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+
+    @field_validator("architecture")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _or_value_error(lambda: architectures.get(name).name)
+
+    @model_validator(mode="after")
+    def _one_source_of_weights(self) -> Self:
+        if (self.recipe is None) == (self.weights is None):
+            raise ValueError("give either a recipe or weights" + (", not both" if self.recipe else ""))
+        if self.weights is not None and self.seeds != (0,):
+            raise ValueError("given weights have no seeds")
+        if self.recipe and self.recipe.supervision != "none" and self.plug is None:
+            raise ValueError(f"supervision {self.recipe.supervision!r} trains concept heads, which need [models.plug]")
+        _check_parameters("architecture", self.architecture, architectures.get(self.architecture).parameters, self.parameters)
+        return self
+
+
+class Explainer(Table):
+    """An explainer with its parameters; label names the row when one explainer is used twice."""
+
+    name: str
+    label: str = ""
+    parameters: dict[str, Any] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _or_value_error(lambda: explainers.get(name).name)
+
+    @model_validator(mode="after")
+    def _parameters_fit(self) -> Self:
+        _check_parameters("explainer", self.name, explainers.get(self.name).parameters, self.parameters)
+        return self
+
+    @property
+    def row(self) -> str:
+        """The name of its row in the table."""
+        return self.label or explainers.get(self.name).title
+
+
+class Protocol(Table):
+    """How maps become scores (METHODS of the paper: section on evaluation, Appendix B; ``open`` points are switches)."""
+
+    target: str = "label"  # the class explained: "label", "predicted", or the name of one class for all
+    selections: tuple[Literal["threshold", "top-k", "native"], ...] = ("threshold", "top-k", "native")
+    sign: Literal["keep", "relu", "abs"] = "keep"  # open: what is done to signed maps before scaling
+    order: Literal["upsample-scale", "scale-upsample"] = "upsample-scale"  # open
+    fit_images: Literal["all", "positives"] = "all"  # open: do images without truth enter the fit
+    orientation: Literal["literal", "always-above"] = "literal"  # open: an inverted fit selects below
+    threshold_fit: Literal["auto", "ridge", "streaming"] = "auto"
+    score_images: Literal["positives", "correct-positives"] = "positives"  # open
+    averaging: Literal["per-image", "pooled"] = "per-image"  # open
+    randomised_weights: bool = True  # show every explainer on a network with random weights, too
+    completeness_bound: PositiveFloat = 0.01  # of |f(x) − f(baseline)|; a row above it says so
+    confidence: Fraction = 0.95
+    resamples: PositiveInt = 9999
+
+
+class Benchmark(Table):
+    """One benchmark: data, models, explainers and the protocol that turns maps into a ranking."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    version: PositiveInt
+    title: str
+    about: str = ""
+    data: Data
+    models: Annotated[tuple[Model, ...], Field(min_length=1)]
+    explainers: Annotated[tuple[Explainer, ...], Field(min_length=1)]
+    protocol: Protocol = Protocol()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        for kind, names in (("model", [m.name for m in self.models]), ("explainer row", [e.row for e in self.explainers])):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{kind} names must differ (twice: {', '.join(twice)})")
+        return self
+
+
+def load_benchmark(name: str | Path) -> Benchmark:
+    """Load a benchmark by the name of a shipped definition or by the path of a TOML file.
+
+    Errors: UnknownNameError with the nearest right name; DefinitionError that lists every fault at once.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        known = {p.stem: p for p in shipped("benchmarks")}
+        if str(name) not in known:
+            raise UnknownNameError("benchmark", str(name), known)
+        path = known[str(name)]
+    return read_toml(path, Benchmark)
+
+
+def shipped(folder: Literal["benchmarks", "data_manifests"]) -> list[Path]:
+    """The TOML files that come with lapbench: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / folder
+    return sorted((inside if inside.is_dir() else package.parent / folder).glob("*.toml"))
+
+
+def select(
+    benchmark: Benchmark, *, models: tuple[str, ...] = (), explainers: tuple[str, ...] = (), seed: int | None = None
+) -> Benchmark:
+    """Return the benchmark with fewer models or explainers (by row or registered name), or with one other seed.
+
+    Errors: UnknownNameError for a name that the definition does not hold.
+    """
+    kept_models, kept_explainers = benchmark.models, benchmark.explainers
+    for name in models:
+        if name not in {m.name for m in kept_models}:
+            raise UnknownNameError(f"model in {benchmark.name}", name, [m.name for m in kept_models])
+    for name in explainers:
+        if name not in {x for e in kept_explainers for x in (e.name, e.row)}:
+            raise UnknownNameError(f"explainer in {benchmark.name}", name, [e.name for e in kept_explainers])
+    if models:
+        kept_models = tuple(m for m in kept_models if m.name in models)
+    if explainers:
+        kept_explainers = tuple(e for e in kept_explainers if e.name in explainers or e.row in explainers)
+    if seed is not None:
+        kept_models = tuple(m if m.weights else m.model_copy(update={"seeds": (seed,)}) for m in kept_models)
+    return benchmark.model_copy(update={"models": kept_models, "explainers": kept_explainers})
+
+
+def _check_parameters(kind: str, name: str, table: type[Table], given: dict[str, Any]) -> None:
+    """Raise ValueError with every fault of the parameters of an explainer or architecture."""
+    try:
+        table.model_validate(given)
+    except ValidationError as error:
+        faults = []
+        for item in error.errors():
+            key = str(item["loc"][0])
+            if item["type"] == "extra_forbidden":
+                faults.append(f"{kind} {name!r} has no parameter {key!r}{suggest(key, table.model_fields)}")
+            else:
+                faults.append(f"parameter {key!r} of {kind} {name!r}: {item['msg']} (found {item['input']!r})")
+        raise ValueError("; ".join(faults)) from None
+
+
+def _or_value_error(ask: Any) -> str:
+    try:
+        return str(ask())
+    except UnknownNameError as error:
+        raise ValueError(str(error)) from None
+
+
+__all__ = [
+    "Augment", "Benchmark", "Concept", "Data", "DefinitionError", "Explainer", "Losses", "Model", "Plug", "Protocol",
+    "Recipe", "load_benchmark", "select", "shipped",
+]  # fmt: skip

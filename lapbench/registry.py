@@ -1,0 +1,180 @@
+"""Named, versioned functions: explainers, architectures and data readers; third parties join through entry points."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from pydantic import create_model
+
+from lapbench.errors import UnknownNameError
+from lapbench.toml import Table
+
+Need = Literal["model", "lap", "masks", "ids"]
+
+
+class Named(Protocol):
+    """What a registry holds."""
+
+    @property
+    def name(self) -> str:
+        """The name it is asked for by."""
+
+
+E = TypeVar("E", bound=Named)
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class ExplainerSpec:
+    """An explainer and everything about it that decides a number.
+
+    function: ``(model, images (B, C, H, W), target (B,), **parameters) -> maps (B, h, w)`` or
+    `lapbench.explain.Maps`; parameters are its keyword-only arguments.
+    version: raised whenever a change may change a map. needs: ``model`` (weights matter), ``lap`` (a network
+    with LAP layers), ``masks`` (the truth, for the oracle), ``ids`` (sample ids, for seeded controls); ``masks``
+    and ``ids`` are passed as keyword arguments of that name. native_threshold: where the map's own scale says
+    "important" (0.5 for probabilities), or None. upsample: how the map is brought to the size of the image.
+    """
+
+    name: str
+    version: int
+    function: Callable[..., Any]
+    title: str
+    paper: str
+    needs: frozenset[Need]
+    native_threshold: float | None
+    upsample: Literal["bilinear", "nearest"]
+    signed: bool
+    class_agnostic: bool
+    control: bool
+    parameters: type[Table]
+    origin: str = "lapbench"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named function with a version: an architecture or a data reader."""
+
+    name: str
+    version: int
+    function: Callable[..., Any]
+    parameters: type[Table]
+    origin: str = "lapbench"
+
+
+@dataclass
+class Registry(Generic[E]):
+    """Names → entries of one kind, filled on first use by lapbench's own module and by entry points."""
+
+    kind: str
+    home: str
+    group: str
+    broken: dict[str, str] = field(default_factory=dict)
+    _entries: dict[str, E] = field(default_factory=dict)
+    _loaded: bool = False
+
+    def add(self, entry: E) -> None:
+        """Register an entry; a name may be taken once."""
+        if entry.name in self._entries:
+            raise ValueError(f"{self.kind} {entry.name!r} is registered twice")
+        self._entries[entry.name] = entry
+
+    def get(self, name: str) -> E:
+        """Return the entry of that name. Errors: UnknownNameError with the nearest right name."""
+        self._load()
+        if name not in self._entries:
+            raise UnknownNameError(self.kind, name, self._entries)
+        return self._entries[name]
+
+    def names(self) -> list[str]:
+        """All names, in the order of registration."""
+        self._load()
+        return list(self._entries)
+
+    def __iter__(self) -> Iterator[E]:
+        self._load()
+        return iter(list(self._entries.values()))
+
+    def _load(self) -> None:
+        """Import what registers entries; a broken plug-in is noted in `broken`, never fatal."""
+        if self._loaded:
+            return
+        self._loaded = True
+        importlib.import_module(self.home)
+        for point in entry_points(group=self.group):
+            try:
+                point.load()
+            except Exception as error:  # noqa: BLE001 - a stranger's import may raise anything
+                self.broken[point.name] = f"{point.value}: {type(error).__name__}: {error}"
+
+
+explainers: Registry[ExplainerSpec] = Registry("explainer", "lapbench.explain", "lapbench.explainers")
+architectures: Registry[Entry] = Registry("architecture", "lapbench.models.zoo", "lapbench.models")
+readers: Registry[Entry] = Registry("reader", "lapbench.data.readers", "lapbench.readers")
+
+
+def explainer(
+    name: str,
+    *,
+    version: int,
+    title: str,
+    paper: str = "",
+    needs: tuple[Need, ...] = ("model",),
+    native_threshold: float | None = None,
+    upsample: Literal["bilinear", "nearest"] = "bilinear",
+    signed: bool = False,
+    class_agnostic: bool = False,
+    control: bool = False,
+) -> Callable[[F], F]:
+    """Register the decorated function as an explainer; see `ExplainerSpec` for the words."""
+
+    def register(function: F) -> F:
+        explainers.add(
+            ExplainerSpec(
+                name, version, function, title, paper, frozenset(needs), native_threshold, upsample,
+                signed, class_agnostic, control, _parameters(name, function), _origin(function),
+            )
+        )  # fmt: skip
+        return function
+
+    return register
+
+
+def architecture(name: str, *, version: int = 1) -> Callable[[F], F]:
+    """Register ``(num_classes, in_channels, **parameters) -> nn.Module`` as an architecture."""
+
+    def register(function: F) -> F:
+        architectures.add(Entry(name, version, function, _parameters(name, function), _origin(function)))
+        return function
+
+    return register
+
+
+def reader(name: str, *, version: int = 1) -> Callable[[F], F]:
+    """Register ``(root, **parameters) -> list[lapbench.data.Record]`` as a data reader."""
+
+    def register(function: F) -> F:
+        readers.add(Entry(name, version, function, _parameters(name, function), _origin(function)))
+        return function
+
+    return register
+
+
+def _parameters(name: str, function: Callable[..., Any]) -> type[Table]:
+    """Turn the keyword-only arguments of a function into a validated table of parameters."""
+    fields: dict[str, Any] = {
+        p.name: (
+            Any if p.annotation is p.empty else p.annotation,
+            ... if p.default is p.empty else p.default,
+        )
+        for p in inspect.signature(function, eval_str=True).parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.name not in ("masks", "ids")
+    }
+    return create_model(f"{name}_parameters", __base__=Table, **fields)
+
+
+def _origin(function: Callable[..., Any]) -> str:
+    return function.__module__.partition(".")[0]

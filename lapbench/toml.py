@@ -1,0 +1,141 @@
+"""From a TOML file to validated data: every fault at once, with its line and the nearest right name."""
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lapbench.errors import DefinitionError, suggest
+
+_HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
+_KEY = re.compile(r"^\s*((?:[\w-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*(?:[\w-]+|\"[^\"]*\"|'[^']*'))*)\s*=")
+
+Path_ = tuple[str | int, ...]
+M = TypeVar("M", bound="Table")
+
+
+class Table(BaseModel):
+    """A TOML table: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def read_toml(path: Path, model: type[M]) -> M:
+    """Read and validate a TOML file.
+
+    Errors: DefinitionError, listing every fault as ``file:line: field: what was wanted (found …)``.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DefinitionError(f"{path}: cannot be read: {error}") from None
+    return parse_toml(text, model, where=str(path))
+
+
+def parse_toml(text: str, model: type[M], *, where: str) -> M:
+    """Validate TOML text; ``where`` names it in errors, which are those of `read_toml`."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise DefinitionError(f"{where}: not valid TOML: {error}") from None
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        lines = locate_keys(text)
+        faults = [_fault(item, model, data, lines, where) for item in error.errors()]
+        plural = "fault" if len(faults) == 1 else "faults"
+        raise DefinitionError(f"{where}: {len(faults)} {plural}\n" + "\n".join(f"  {f}" for f in faults)) from None
+
+
+def locate_keys(text: str) -> dict[Path_, int]:
+    """Map the path of every table and key in TOML text to its 1-based line.
+
+    Keys inside inline tables and arrays share the line of the key that opens them.
+    """
+    lines: dict[Path_, int] = {}
+    counts: dict[Path_, int] = {}
+    table: Path_ = ()
+    inside = ""  # the delimiter of the multi-line string that the scan is in
+    for number, line in enumerate(text.splitlines(), start=1):
+        if inside:
+            inside = "" if inside in line else inside
+            continue
+        if header := _HEADER.match(line):
+            table = _resolve(_split(header[2]), counts, is_array=header[1] == "[[")
+            lines.setdefault(table, number)
+        elif key := _KEY.match(line):
+            lines.setdefault(table + tuple(_split(key[1])), number)
+        for quotes in ('"""', "'''"):
+            if line.count(quotes) % 2 == 1:
+                inside = quotes
+    return lines
+
+
+def _split(dotted: str) -> list[str]:
+    return [part.strip("\"'") for part in re.findall(r"[\w-]+|\"[^\"]*\"|'[^']*'", dotted)]
+
+
+def _resolve(names: list[str], counts: dict[Path_, int], *, is_array: bool) -> Path_:
+    """Turn the names of a table header into a path with array indices, counting arrays of tables."""
+    path: Path_ = ()
+    for depth, name in enumerate(names, start=1):
+        path += (name,)
+        if is_array and depth == len(names):
+            counts[path] = counts.get(path, -1) + 1
+            path += (counts[path],)
+        elif path in counts:
+            path += (counts[path],)
+    return path
+
+
+def _fault(item: Any, model: type[BaseModel], data: Any, lines: Mapping[Path_, int], where: str) -> str:
+    raw: Path_ = item["loc"]
+    path = tuple(_real_parts(raw, data))
+    line = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), 1)
+    name = ".".join(str(p) if isinstance(p, str) else str(p + 1) for p in path) or "the file"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        message = f"unknown field{suggest(str(raw[-1]), _fields_at(model, raw[:-1]))}"
+    elif item["type"] == "missing":
+        message = "this field is missing"
+    else:
+        found = repr(item["input"])
+        if len(found) <= 80 and not isinstance(item["input"], dict):
+            message += f" (found {found})"
+    return f"{where}:{line}: {name}: {message}"
+
+
+def _real_parts(loc: Path_, data: Any) -> Iterator[str | int]:
+    """Drop the parts of a pydantic location that are union branches rather than keys of the file."""
+    for index, part in enumerate(loc):
+        last = index == len(loc) - 1
+        if isinstance(data, dict) and isinstance(part, str):
+            if part in data:
+                data = data[part]
+                yield part
+            elif last:
+                yield part
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+            yield part
+
+
+def _fields_at(model: type[BaseModel], loc: Path_) -> list[str]:
+    """Return the field names of the table that a location leads to."""
+    here: Any = model
+    for part in loc:
+        if isinstance(part, int) or not (isinstance(here, type) and issubclass(here, BaseModel)):
+            continue
+        field = here.model_fields.get(part)
+        here = next(_models_in(field.annotation), here) if field else here
+    return list(here.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models_in(argument)
