@@ -1,1 +1,1 @@
-"""lapbench: how well do importance maps of CNNs point at what is really there?"""
+"""Measure how well importance maps of CNNs point at what is really there."""

@@ -7,9 +7,17 @@ is a point that the papers leave undetermined, so the choice is a switch and sta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from lapbench.errors import DefinitionError, UnknownNameError, suggest
+from lapbench.errors import UnknownNameError, suggest
 from lapbench.registry import architectures, explainers
 from lapbench.toml import Table, read_toml
 
@@ -33,22 +41,24 @@ class Data(Table):
     def _splits_are_apart(self) -> Self:
         if self.score == self.fit:
             raise ValueError(
-                f"the threshold may not be fitted on the split it is scored on: fit and score are both {self.fit!r}"
+                f"the threshold may not be fitted on the split it is scored on: both are {self.fit!r}"
             )
         if self.score in (self.train, self.select):
-            raise ValueError(f"the scored split {self.score!r} may not be used for training or for choosing the epoch")
+            raise ValueError(f"the scored split {self.score!r} may not train the network or choose its epoch")
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(
-                f"mean and std need one value per channel: {self.channels} wanted, found {len(self.mean)} and {len(self.std)}"
+                f"mean and std need one value per channel, {self.channels} each "
+                f"(found {len(self.mean)} and {len(self.std)})"
             )
         return self
 
 
 class Concept(Table):
-    """One concept head of every LAP: where its probability must be high, and how much of the map it may cover.
+    """One concept head of every LAP: when its concept is present, how much of the map it may cover.
 
     classes: the classes in which the concept is present; none makes it a common head, which has no label.
-    The area ratios are fractions of the map's pixels (MinAR, MaxAR, IAR of Eq. 5); an absent one drops its term.
+    The area ratios are fractions of the map's pixels (MinAR, MaxAR, IAR of Eq. 5); an absent one drops its
+    term.
     """
 
     name: str
@@ -84,7 +94,9 @@ class Plug(Table):
         if len(set(names)) < len(names):
             raise ValueError(f"concept names must differ (found {names})")
         if self.aggregation == "identity" and len(names) != 1:
-            raise ValueError(f"aggregation 'identity' needs exactly one concept, found {len(names)}: use max, sum or trainable")
+            raise ValueError(
+                f"aggregation 'identity' needs one concept, found {len(names)}: use max, sum or trainable"
+            )
         if self.alpha_init == 0 and self.alpha_trainable:
             raise ValueError("alpha_init = 0 is a stationary point: a trainable alpha would never move")
         return self
@@ -146,7 +158,7 @@ class Model(Table):
 
     name: str
     architecture: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
     plug: Plug | None = None
     recipe: Recipe | None = None
     weights: Path | None = None
@@ -164,8 +176,15 @@ class Model(Table):
         if self.weights is not None and self.seeds != (0,):
             raise ValueError("given weights have no seeds")
         if self.recipe and self.recipe.supervision != "none" and self.plug is None:
-            raise ValueError(f"supervision {self.recipe.supervision!r} trains concept heads, which need [models.plug]")
-        _check_parameters("architecture", self.architecture, architectures.get(self.architecture).parameters, self.parameters)
+            raise ValueError(
+                f"supervision {self.recipe.supervision!r} trains concept heads, which need [models.plug]"
+            )
+        _check_parameters(
+            "architecture",
+            self.architecture,
+            architectures.get(self.architecture).parameters,
+            self.parameters,
+        )
         return self
 
 
@@ -174,7 +193,7 @@ class Explainer(Table):
 
     name: str
     label: str = ""
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("name")
     @classmethod
@@ -193,7 +212,7 @@ class Explainer(Table):
 
 
 class Protocol(Table):
-    """How maps become scores (METHODS of the paper: section on evaluation, Appendix B; ``open`` points are switches)."""
+    """How maps become scores: the evaluation of the LAP paper with its Appendix B; open points are switches."""
 
     target: str = "label"  # the class explained: "label", "predicted", or the name of one class for all
     selections: tuple[Literal["threshold", "top-k", "native"], ...] = ("threshold", "top-k", "native")
@@ -224,7 +243,10 @@ class Benchmark(Table):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        for kind, names in (("model", [m.name for m in self.models]), ("explainer row", [e.row for e in self.explainers])):
+        for kind, names in (
+            ("model", [m.name for m in self.models]),
+            ("explainer row", [e.row for e in self.explainers]),
+        ):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"{kind} names must differ (twice: {', '.join(twice)})")
@@ -253,9 +275,13 @@ def shipped(folder: Literal["benchmarks", "data_manifests"]) -> list[Path]:
 
 
 def select(
-    benchmark: Benchmark, *, models: tuple[str, ...] = (), explainers: tuple[str, ...] = (), seed: int | None = None
+    benchmark: Benchmark,
+    *,
+    models: tuple[str, ...] = (),
+    explainers: tuple[str, ...] = (),
+    seed: int | None = None,
 ) -> Benchmark:
-    """Return the benchmark with fewer models or explainers (by row or registered name), or with one other seed.
+    """Return the benchmark with fewer models or explainers (by row or registered name), or with another seed.
 
     Errors: UnknownNameError for a name that the definition does not hold.
     """
@@ -286,7 +312,9 @@ def _check_parameters(kind: str, name: str, table: type[Table], given: dict[str,
             if item["type"] == "extra_forbidden":
                 faults.append(f"{kind} {name!r} has no parameter {key!r}{suggest(key, table.model_fields)}")
             else:
-                faults.append(f"parameter {key!r} of {kind} {name!r}: {item['msg']} (found {item['input']!r})")
+                faults.append(
+                    f"parameter {key!r} of {kind} {name!r}: {item['msg']} (found {item['input']!r})"
+                )
         raise ValueError("; ".join(faults)) from None
 
 
@@ -295,9 +323,3 @@ def _or_value_error(ask: Any) -> str:
         return str(ask())
     except UnknownNameError as error:
         raise ValueError(str(error)) from None
-
-
-__all__ = [
-    "Augment", "Benchmark", "Concept", "Data", "DefinitionError", "Explainer", "Losses", "Model", "Plug", "Protocol",
-    "Recipe", "load_benchmark", "select", "shipped",
-]  # fmt: skip

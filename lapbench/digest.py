@@ -12,7 +12,9 @@ def digest_of(value: Any) -> str:
 
     Errors: TypeError for anything that JSON cannot hold, so that nothing is hashed by its address.
     """
-    text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(
+        _plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

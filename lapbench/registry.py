@@ -1,4 +1,4 @@
-"""Named, versioned functions: explainers, architectures and data readers; third parties join through entry points."""
+"""Named, versioned functions: explainers, architectures, readers; third parties join through entry points."""
 
 import importlib
 import inspect
@@ -34,9 +34,9 @@ class ExplainerSpec:
     function: ``(model, images (B, C, H, W), target (B,), **parameters) -> maps (B, h, w)`` or
     `lapbench.explain.Maps`; parameters are its keyword-only arguments.
     version: raised whenever a change may change a map. needs: ``model`` (weights matter), ``lap`` (a network
-    with LAP layers), ``masks`` (the truth, for the oracle), ``ids`` (sample ids, for seeded controls); ``masks``
-    and ``ids`` are passed as keyword arguments of that name. native_threshold: where the map's own scale says
-    "important" (0.5 for probabilities), or None. upsample: how the map is brought to the size of the image.
+    with LAP layers), ``masks`` (the truth, for the oracle), ``ids`` (sample ids, for seeded controls);
+    ``masks`` and ``ids`` are passed as keyword arguments of that name. native_threshold: where the map's own
+    scale says "important" (0.5 for probabilities), or None. upsample: how a map gets the image's size.
     """
 
     name: str

@@ -47,7 +47,9 @@ def parse_toml(text: str, model: type[M], *, where: str) -> M:
         lines = locate_keys(text)
         faults = [_fault(item, model, data, lines, where) for item in error.errors()]
         plural = "fault" if len(faults) == 1 else "faults"
-        raise DefinitionError(f"{where}: {len(faults)} {plural}\n" + "\n".join(f"  {f}" for f in faults)) from None
+        raise DefinitionError(
+            f"{where}: {len(faults)} {plural}\n" + "\n".join(f"  {f}" for f in faults)
+        ) from None
 
 
 def locate_keys(text: str) -> dict[Path_, int]:
