@@ -12,16 +12,16 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from lapbench.errors import UnknownNameError, suggest
-from lapbench.registry import architectures, explainers
+from lapbench.errors import UnknownNameError
+from lapbench.registry import architectures, check_parameters, explainers
 from lapbench.toml import Table, read_toml
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+RowName = Annotated[str, Field(pattern=r"^[^,\r\n]+$", max_length=60)]  # commas separate names on the command line
 
 
 class Data(Table):
@@ -156,7 +156,7 @@ class Recipe(Table):
 class Model(Table):
     """A network to be explained: an architecture with either a recipe or given weights."""
 
-    name: str
+    name: RowName
     architecture: str
     parameters: dict[str, Any] = Field(default_factory=dict)
     plug: Plug | None = None
@@ -179,7 +179,7 @@ class Model(Table):
             raise ValueError(
                 f"supervision {self.recipe.supervision!r} trains concept heads, which need [models.plug]"
             )
-        _check_parameters(
+        check_parameters(
             "architecture",
             self.architecture,
             architectures.get(self.architecture).parameters,
@@ -202,7 +202,7 @@ class Explainer(Table):
 
     @model_validator(mode="after")
     def _parameters_fit(self) -> Self:
-        _check_parameters("explainer", self.name, explainers.get(self.name).parameters, self.parameters)
+        check_parameters("explainer", self.name, explainers.get(self.name).parameters, self.parameters)
         return self
 
     @property
@@ -299,23 +299,6 @@ def select(
     if seed is not None:
         kept_models = tuple(m if m.weights else m.model_copy(update={"seeds": (seed,)}) for m in kept_models)
     return benchmark.model_copy(update={"models": kept_models, "explainers": kept_explainers})
-
-
-def _check_parameters(kind: str, name: str, table: type[Table], given: dict[str, Any]) -> None:
-    """Raise ValueError with every fault of the parameters of an explainer or architecture."""
-    try:
-        table.model_validate(given)
-    except ValidationError as error:
-        faults = []
-        for item in error.errors():
-            key = str(item["loc"][0])
-            if item["type"] == "extra_forbidden":
-                faults.append(f"{kind} {name!r} has no parameter {key!r}{suggest(key, table.model_fields)}")
-            else:
-                faults.append(
-                    f"parameter {key!r} of {kind} {name!r}: {item['msg']} (found {item['input']!r})"
-                )
-        raise ValueError("; ".join(faults)) from None
 
 
 def _or_value_error(ask: Any) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from pydantic import create_model
+from pydantic import ValidationError, create_model
 
-from lapbench.errors import UnknownNameError
+from lapbench.errors import UnknownNameError, suggest
 from lapbench.toml import Table
 
 Need = Literal["model", "lap", "masks", "ids"]
@@ -161,6 +161,25 @@ def reader(name: str, *, version: int = 1) -> Callable[[F], F]:
         return function
 
     return register
+
+
+def check_parameters(kind: str, name: str, table: type[Table], given: dict[str, Any]) -> None:
+    """Raise ValueError with every fault of the parameters given to an explainer, architecture or reader."""
+    try:
+        table.model_validate(given)
+    except ValidationError as error:
+        faults = []
+        for item in error.errors():
+            key = str(item["loc"][0])
+            if item["type"] == "extra_forbidden":
+                faults.append(f"{kind} {name!r} has no parameter {key!r}{suggest(key, table.model_fields)}")
+            elif item["type"] == "missing":
+                faults.append(f"{kind} {name!r} needs the parameter {key!r}")
+            else:
+                faults.append(
+                    f"parameter {key!r} of {kind} {name!r}: {item['msg']} (found {item['input']!r})"
+                )
+        raise ValueError("; ".join(faults)) from None
 
 
 def _parameters(name: str, function: Callable[..., Any]) -> type[Table]:
