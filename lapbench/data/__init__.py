@@ -1,0 +1,8 @@
+"""Data sets: manifests, readers, and samples at the size that a network sees."""
+
+from lapbench.data.dataset import Dataset, Split, open_dataset
+from lapbench.data.images import resize_mask
+from lapbench.data.manifest import Manifest, load_manifest
+from lapbench.data.record import Drawn, MaskFile, Record
+
+__all__ = ["Dataset", "Drawn", "Manifest", "MaskFile", "Record", "Split", "load_manifest", "open_dataset", "resize_mask"]

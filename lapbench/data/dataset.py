@@ -1,0 +1,270 @@
+"""A data set opened at the size that a network sees: splits of samples, decoded when asked for."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy as np
+
+from lapbench.data import boxes as _boxes
+from lapbench.data.images import from_bytes, read_image, read_mask, resize_image, resize_mask, to_channels
+from lapbench.data.inspection import Inspector
+from lapbench.data.manifest import Manifest
+from lapbench.data.paths import find_root, inside
+from lapbench.data.record import Drawn, Record
+from lapbench.data.splits import divide, mixed
+from lapbench.digest import digest_of, digest_of_file
+from lapbench.errors import DataError, UnknownNameError, suggest
+from lapbench.registry import readers
+from lapbench.types import Array, Box, FloatArray, IntArray, MaskArray, Sample
+
+PIXELS_VERSION = 1
+"""Raised whenever decoding, resizing or rasterising changes a pixel."""
+_KEPT_IMAGES = 8  # windows of one board follow each other in no split, but neighbours in a batch may share one
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A record whose files were inspected: boxes clipped to the image, size and digest known."""
+
+    record: Record
+    size: tuple[int, int]
+    digest: str
+
+
+@dataclass(frozen=True)
+class View:
+    """How samples are shown: height and width, 1 or 3 channels, and the class names that give labels."""
+
+    image_size: tuple[int, int]
+    channels: Literal[1, 3]
+    classes: tuple[str, ...]
+
+
+class Split(Sequence[Sample]):
+    """The samples of one split in their fixed order; each is decoded when it is asked for."""
+
+    def __init__(self, name: str, entries: Sequence[Entry], view: View) -> None:
+        self.name = name
+        self.entries = tuple(entries)
+        self.view = view
+        self._images: OrderedDict[Path, FloatArray] = OrderedDict()
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """The sample ids."""
+        return tuple(entry.record.id for entry in self.entries)
+
+    @cached_property
+    def labels(self) -> IntArray:
+        """The class indices (n,)."""
+        numbers = {name: number for number, name in enumerate(self.view.classes)}
+        return np.array([numbers[entry.record.label] for entry in self.entries], np.int64)
+
+    @cached_property
+    def has_truth(self) -> MaskArray:
+        """Whether the mask holds a pixel (n,), known without decoding images; mask files are decoded once."""
+        return np.array([_has_truth(entry) for entry in self.entries], bool)
+
+    @cached_property
+    def digest(self) -> str:
+        """The name of everything that decides the pixels, labels and masks of this split, in order."""
+        view = [PIXELS_VERSION, self.view.image_size, self.view.channels, self.view.classes]
+        return digest_of(["split", view, [entry.digest for entry in self.entries]])
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Split": ...
+    def __getitem__(self, index: int | slice) -> "Sample | Split":
+        if isinstance(index, slice):
+            return Split(self.name, self.entries[index], self.view)
+        entry = self.entries[index]
+        record = entry.record
+        window = record.window or (0, 0, entry.size[1], entry.size[0])
+        x0, y0, x1, y1 = window
+        pixels = self._pixels(record.source)[:, y0:y1, x0:x1]
+        height, width = self.view.image_size
+        image = resize_image(to_channels(pixels, self.view.channels), (height, width))
+        fx, fy = width / (x1 - x0), height / (y1 - y0)
+        shown = tuple(_boxes.scale(_boxes.move(box, -x0, -y0), fx, fy) for box in seen(record.boxes, window))
+        if record.mask is None:
+            mask = _boxes.rasterise(shown, height, width)
+        else:
+            mask = resize_mask(_whole_mask(entry)[y0:y1, x0:x1], (height, width))
+        return Sample(record.id, image, int(self.labels[index]), shown, mask)
+
+    def _pixels(self, source: Path | Drawn) -> FloatArray:
+        """Return the whole image; the last few files stay in memory."""
+        if isinstance(source, Drawn):
+            return from_bytes(source.draw())
+        if source not in self._images:
+            self._images[source] = read_image(source)
+            if len(self._images) > _KEPT_IMAGES:
+                self._images.popitem(last=False)
+        self._images.move_to_end(source)
+        return self._images[source]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set at one size. digest: the name of everything that decides its pixels and truth.
+
+    n_missing: annotated images that were not there and were left out, as the manifest allows. n_clipped: boxes
+    that reached beyond their image and were cut. n_outside: boxes wholly outside, which are left out.
+    """
+
+    name: str
+    version: int
+    classes: tuple[str, ...]
+    digest: str
+    parts: dict[str, Split]
+    n_missing: int = 0
+    n_clipped: int = 0
+    n_outside: int = 0
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits."""
+        return tuple(self.parts)
+
+    def __getitem__(self, name: str) -> Split:
+        if name not in self.parts:
+            raise UnknownNameError(f"split in data set {self.name}", name, self.parts)
+        return self.parts[name]
+
+
+def open_dataset(
+    manifest: Manifest,
+    *,
+    root: Path | None = None,
+    image_size: tuple[int, int],
+    channels: Literal[1, 3] = 3,
+    limit: int | None = None,
+    digest_cache: Path | None = None,
+) -> Dataset:
+    """Open a data set: read the annotation, divide it into splits, and inspect every image that is kept.
+
+    root: the data root; see `lapbench.data.paths.find_root`. image_size: height and width of every sample.
+    limit: keeps the first samples of each split. digest_cache: a folder where digests of image files are kept.
+    Errors: DataError for missing or contradictory files, DefinitionError for contradictory parameters.
+    """
+    if min(image_size) < 1 or (limit is not None and limit < 1):
+        raise ValueError(f"image_size and limit must be positive, found {image_size} and {limit}")
+    folder = find_root(manifest, root)
+    try:
+        divided = divide(_read(manifest, folder), manifest.splits, folder)
+    except DataError as error:
+        raise DataError(f"data set {manifest.name!r}: {error}") from None
+    view = View(image_size, channels, manifest.classes)
+    counts = {"n_missing": 0, "n_clipped": 0, "n_outside": 0}
+    inspector = Inspector(digest_cache)
+    parts = {}
+    for name, records in divided.items():
+        present = [r for r in records if _is_there(r, manifest, counts)]
+        kept = mixed(present, manifest.classes)[:limit]
+        if not kept:
+            raise DataError(f"data set {manifest.name!r}: not one image of split {name!r} is there, looked under {folder}")
+        parts[name] = Split(name, [_inspect(r, inspector, counts) for r in kept], view)
+    inspector.save()
+    digest = digest_of([manifest.name, manifest.version, {name: part.digest for name, part in parts.items()}])
+    return Dataset(manifest.name, manifest.version, manifest.classes, digest, parts, **counts)
+
+
+def seen(boxes: Sequence[Box], window: tuple[int, int, int, int]) -> list[Box]:
+    """Return the parts of boxes that a window shows, in the coordinates of the whole image."""
+    return [cut for box in boxes if (cut := _boxes.clip(box, *window)) is not None]
+
+
+def _read(manifest: Manifest, root: Path | None) -> list[Record]:
+    """Check the digests of the annotation files and let the reader read; every label must be a class."""
+    for name, wanted in manifest.files.items():
+        if root is not None:
+            _check_file(inside(root, name, where="[files]"), wanted)
+    reader = readers.get(manifest.reader.name)
+    given = reader.parameters.model_validate(manifest.reader.parameters)
+    records: list[Record] = reader.function(root, **{name: getattr(given, name) for name in type(given).model_fields})
+    if not records:
+        raise DataError(f"the reader {reader.name!r} found no samples under {root}")
+    for record in records:
+        if record.label not in manifest.classes:
+            raise DataError(
+                f"{record.where}: the label {record.label!r} is no class of the manifest{suggest(record.label, manifest.classes)}"
+            )
+    return records
+
+
+def _check_file(path: Path, wanted: str) -> None:
+    if not path.is_file():
+        raise DataError(f"{path}: this annotation file is missing: complete the data folder")
+    found = digest_of_file(path)
+    if found != wanted:
+        raise DataError(
+            f"{path}: the file is not the one of the manifest (SHA-256 {found}, wanted {wanted}): fetch it again, or write"
+            " the new digest into the manifest and raise its version"
+        )
+
+
+def _is_there(record: Record, manifest: Manifest, counts: dict[str, int]) -> bool:
+    if manifest.missing == "error" or not isinstance(record.source, Path) or record.source.is_file():
+        return True
+    counts["n_missing"] += 1
+    return False
+
+
+def _inspect(record: Record, inspector: Inspector, counts: dict[str, int]) -> Entry:
+    """Learn size and digest of a record's files, clip its boxes to the image and count what was cut."""
+    if isinstance(record.source, Drawn):
+        size, digest = record.source.size, record.source.digest
+    else:
+        known = inspector.inspect(record.source)
+        size, digest = known.size, known.digest
+    _check_size(record, size, inspector)
+    boxes = seen(record.boxes, (0, 0, size[1], size[0]))
+    counts["n_outside"] += len(record.boxes) - len(boxes)
+    counts["n_clipped"] += sum(box not in record.boxes for box in boxes)
+    clipped = replace(record, boxes=tuple(boxes))
+    truth = [[box.x0, box.y0, box.x1, box.y1] for box in boxes]
+    mask = [inspector.inspect(record.mask.path).digest, record.mask.value] if record.mask else None
+    return Entry(clipped, size, digest_of([record.id, record.label, digest, truth, mask, record.window]))
+
+
+def _check_size(record: Record, size: tuple[int, int], inspector: Inspector) -> None:
+    """Compare the file's size with what the annotation, the mask and the window claim."""
+    claims = [("the annotation", record.declared_size)]
+    if record.mask:
+        claims.append((f"the mask {record.mask.path}", inspector.inspect(record.mask.path).size))
+    for who, claimed in claims:
+        if claimed is not None and claimed != size:
+            raise DataError(
+                f"{record.where}: {who} says {claimed[0]}×{claimed[1]} pixels (height × width), the image"
+                f" {record.source} has {size[0]}×{size[1]}: they do not belong together"
+            )
+    if record.window is not None:
+        x0, y0, x1, y1 = record.window
+        if not (0 <= x0 < x1 <= size[1] and 0 <= y0 < y1 <= size[0]):
+            raise DataError(f"{record.where}: the window {list(record.window)} leaves the image of {size[0]}×{size[1]} pixels")
+
+
+def _has_truth(entry: Entry) -> bool:
+    record = entry.record
+    x0, y0, x1, y1 = record.window or (0, 0, entry.size[1], entry.size[0])
+    if record.mask is not None:
+        return bool(_whole_mask(entry)[y0:y1, x0:x1].any())
+    return bool(seen(record.boxes, (x0, y0, x1, y1)))
+
+
+def _whole_mask(entry: Entry) -> MaskArray:
+    mask = entry.record.mask
+    if mask is None:
+        raise ValueError(f"sample {entry.record.id} has no mask file")
+    return read_mask(mask.path, mask.value)
+
+
+__all__ = ["PIXELS_VERSION", "Array", "Dataset", "Entry", "Split", "View", "open_dataset", "seen"]

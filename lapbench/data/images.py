@@ -1,0 +1,161 @@
+"""Image files become float32 arrays of the size that the network sees; masks move along.
+
+Whatever the file's form, an image is (C, H, W) in [0, 1] with C = 1 for grey and 3 for colour, as it is meant to
+be displayed: rotated as its EXIF tag says, transparent parts composed over white, 16-bit grey divided by 65535.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+from scipy import ndimage
+
+from lapbench.errors import DataError
+from lapbench.types import Array, FloatArray, MaskArray
+
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+"""What is decoded; PostScript and its kin are programs and stay out."""
+MAX_PIXELS = 100_000_000
+"""A larger image is refused before it is decoded."""
+_LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+_ORIENTATION = 0x0112
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+def read_image(path: Path) -> FloatArray:
+    """Decode an image file: (C, H, W) float32 in [0, 1], C = 1 for grey and 3 for colour.
+
+    Errors: DataError naming the file that is missing, empty, truncated, too large or no image.
+    """
+    with _opened(path) as image:
+        return _to_float(ImageOps.exif_transpose(image), path)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Return height and width of the displayed image from the file's header alone. Errors: as `read_image`."""
+    with _opened(path) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def read_mask(path: Path, value: int | None = None) -> MaskArray:
+    """Decode a mask file: (H, W) bool, True where the grey level or palette index is ``value`` (None: not 0).
+
+    Errors: DataError as `read_image`, and for a mask in colour, whose object no single number names.
+    """
+    with _opened(path) as image:
+        if image.mode not in ("1", "L", "P", "I", *_SIXTEEN_BITS):
+            raise DataError(
+                f"{path}: a mask needs one number per pixel (grey or palette), found mode {image.mode}: convert it"
+            )
+        levels = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
+    return levels != 0 if value is None else levels == value
+
+
+def to_channels(image: FloatArray, channels: int) -> FloatArray:
+    """Return the image with 1 or 3 channels: grey is repeated, colour becomes luminance (ITU-R BT.601)."""
+    if image.shape[0] == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=0)
+    return np.einsum("c,chw->hw", _LUMINANCE, image)[None]
+
+
+def resize_image(image: FloatArray, size: tuple[int, int]) -> FloatArray:
+    """Return (C, H, W) at another height and width: bilinear, averaging over the footprint when it shrinks."""
+    if image.shape[1:] == size:
+        return image
+    height, width = size
+    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in image]
+    resized = [np.asarray(plane.resize((width, height), Image.Resampling.BILINEAR)) for plane in planes]
+    return np.stack(resized).astype(np.float32, copy=False)
+
+
+def resize_mask(mask: MaskArray, size: tuple[int, int]) -> MaskArray:
+    """Return a mask at another height and width; no structure vanishes.
+
+    A pixel is set when at least half of its area is covered, computed in integers. An 8-connected structure
+    that would lose all of its pixels by this rule keeps those that it covers at least half as much as the
+    pixel that it covers most: a line thinner than a pixel stays a line.
+    """
+    if mask.shape == size:
+        return mask
+    full = mask.shape[0] * mask.shape[1]  # of one new pixel, in the units of _covered
+    result: MaskArray = 2 * _covered(mask, size) >= full
+    labels, n = ndimage.label(mask, structure=np.ones((3, 3)))
+    for structure in range(1, n + 1):
+        covered = _covered(labels == structure, size)
+        if not (result & (covered > 0)).any():
+            result |= 2 * covered >= covered.max()
+    return result
+
+
+def _covered(mask: MaskArray, size: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Return how much of every new pixel is covered, in units of 1 / (old height · old width): whole numbers."""
+    down, across = _overlap(mask.shape[0], size[0]), _overlap(mask.shape[1], size[1])
+    covered: npt.NDArray[np.float64] = down @ mask.astype(np.float64) @ across.T
+    return covered
+
+
+@cache
+def _overlap(old: int, new: int) -> npt.NDArray[np.float64]:
+    """Return (new, old): the length that a new and an old pixel share, in units of 1 / (old · new) of the side."""
+    starts_new, starts_old = np.arange(new)[:, None] * old, np.arange(old)[None] * new
+    shared = np.minimum(starts_new + old, starts_old + new) - np.maximum(starts_new, starts_old)
+    return np.maximum(shared, 0).astype(np.float64)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image file; whatever goes wrong inside is a DataError naming the file."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(_too_large(path))
+            yield image
+    except DataError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(_too_large(path)) from None
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such image: complete the data folder, or correct the annotation") from None
+    except UnidentifiedImageError:
+        what = "an empty file" if path.stat().st_size == 0 else "no image that can be read"
+        raise DataError(f"{path}: {what} (wanted: {', '.join(FORMATS)}): fetch the file again") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:  # what Pillow raises on broken files
+        raise DataError(f"{path}: broken or truncated ({error}): fetch the file again") from None
+
+
+def _too_large(path: Path) -> str:
+    return f"{path}: the image claims more than {MAX_PIXELS:,} pixels and is not decoded: shrink it first"
+
+
+def _to_float(image: Image.Image, path: Path) -> FloatArray:
+    if image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return (np.asarray(image).astype(np.float32) / np.float32(65535))[None]
+    if image.mode in ("I", "F"):
+        raise DataError(
+            f"{path}: pixels of mode {image.mode} (32 bit) have no declared white: convert the file to 8 or 16 bit"
+        )
+    is_grey = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        return _over_white(np.asarray(image.convert("RGBA")), is_grey)
+    pixels = np.asarray(image.convert("L" if is_grey else "RGB"))
+    return from_bytes(pixels)
+
+
+def from_bytes(pixels: Array) -> FloatArray:
+    """Turn (H, W) or (H, W, 3) uint8 into (C, H, W) float32 in [0, 1]."""
+    planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
+    return np.ascontiguousarray(planes).astype(np.float32) / np.float32(255)
+
+
+def _over_white(rgba: Array, is_grey: bool) -> FloatArray:
+    colours = from_bytes(rgba)
+    opacity = colours[3:]
+    composed: FloatArray = colours[: 1 if is_grey else 3] * opacity + (1 - opacity)
+    return composed

@@ -1,0 +1,120 @@
+"""A data manifest: what a data set is, where it comes from, and how it is read and split."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from lapbench.benchmark import shipped
+from lapbench.errors import UnknownNameError
+from lapbench.registry import check_parameters, readers
+from lapbench.toml import Table, read_toml
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Reader(Table):
+    """The registered function that reads the annotation, and its parameters."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        try:
+            return readers.get(name).name
+        except UnknownNameError as error:
+            raise ValueError(str(error)) from None
+
+    @model_validator(mode="after")
+    def _parameters_fit(self) -> Self:
+        check_parameters("reader", self.name, readers.get(self.name).parameters, self.parameters)
+        return self
+
+
+class Part(Table):
+    """One split: the samples that a list file names, or a share of the groups of a split that the reader yields.
+
+    Without ``ids``, a group (patient, board; by default the image itself) belongs here when its hash with the
+    seed, a number in [0, 1), lies in [share[0], share[1]): the whole group goes the same way on every machine.
+    """
+
+    source: str | None = None  # the reader's split; none: all samples
+    share: tuple[float, float] = (0.0, 1.0)
+    seed: int = 0
+    ids: str | None = None  # a text file under the data root, one sample id a line
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not 0 <= self.share[0] < self.share[1] <= 1:
+            raise ValueError(f"share must be two rising numbers in [0, 1] (found {list(self.share)})")
+        if self.ids is not None and {"source", "share", "seed"} & self.model_fields_set:
+            raise ValueError("give either ids or source, share and seed, not both")
+        return self
+
+
+class Manifest(Table):
+    """What a data set is.
+
+    classes: their order gives the labels. folder: where the data lies under a data root that holds several data
+    sets. root: the data root where neither an option nor the environment names one, relative to the manifest.
+    embedded: the reader makes the images itself; no files are looked for. missing: what to do where an
+    annotated image is not there. files: SHA-256 of annotation files by their path under the root.
+    splits: declared splits; none: as the reader yields them.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    version: PositiveInt
+    title: str
+    about: str = ""
+    licence: str
+    url: str = ""
+    citation: str = ""
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    embedded: bool = False
+    folder: str = ""
+    root: Path | None = None
+    missing: Literal["error", "skip"] = "error"
+    reader: Reader
+    files: dict[str, Digest] = {}
+    splits: dict[str, Part] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"class names must differ (found {list(self.classes)})")
+        if self.embedded and (self.folder or self.root or self.files):
+            raise ValueError("an embedded data set has no folder, root or files")
+        _check_shares(self.splits)
+        return self
+
+
+def load_manifest(name: str | Path) -> Manifest:
+    """Load a manifest by the name of a shipped one or by the path of a TOML file.
+
+    Errors: UnknownNameError with the nearest right name; DefinitionError that lists every fault at once.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        known = {p.stem: p for p in shipped("data_manifests")}
+        if str(name) not in known:
+            raise UnknownNameError("data manifest", str(name), known)
+        path = known[str(name)]
+    manifest = read_toml(path, Manifest)
+    if manifest.root is not None:
+        manifest = manifest.model_copy(update={"root": path.parent / manifest.root})
+    return manifest
+
+
+def _check_shares(splits: dict[str, Part]) -> None:
+    """Refuse shares of one source that overlap or that are hashed with different seeds."""
+    shared = [(name, part) for name, part in splits.items() if part.ids is None]
+    for n, (name, part) in enumerate(shared):
+        for other_name, other in shared[:n]:
+            if None not in (part.source, other.source) and part.source != other.source:
+                continue
+            if part.seed != other.seed:
+                raise ValueError(f"splits {other_name!r} and {name!r} share a source: give them one seed")
+            if part.share[0] < other.share[1] and other.share[0] < part.share[1]:
+                raise ValueError(f"splits {other_name!r} and {name!r} overlap in the same source")

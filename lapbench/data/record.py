@@ -1,0 +1,51 @@
+"""What a reader says about one image, before anything is decoded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lapbench.types import Array, Box
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Pixels that a function makes: (H, W) or (H, W, 3) uint8, the same bytes on every call and machine.
+
+    digest: names everything that decides the pixels. size: height and width.
+    """
+
+    draw: Callable[[], Array]
+    digest: str
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskFile:
+    """An annotated mask of the image's size; value: the grey level or palette index that is the object, None: every one but 0."""
+
+    path: Path
+    value: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One sample as its annotation states it.
+
+    id: unique within the data set. split: as the annotation names it; "" where it names none. label: a class name.
+    source: the image file, or pixels to be drawn. boxes: half-open, in pixels of the whole displayed image
+    (after EXIF rotation). mask: takes the place of boxes as truth. window: the part (x0, y0, x1, y1) of the
+    image that is the sample, None: all. group: what splits may not tear apart (patient, board); "": the id.
+    declared_size: the height and width that the annotation claims, checked against the file. where: the file
+    and row that errors name.
+    """
+
+    id: str
+    split: str
+    label: str
+    source: Path | Drawn
+    boxes: tuple[Box, ...] = ()
+    mask: MaskFile | None = None
+    window: tuple[int, int, int, int] | None = None
+    group: str = ""
+    declared_size: tuple[int, int] | None = None
+    where: str = ""

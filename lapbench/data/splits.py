@@ -1,0 +1,109 @@
+"""Which sample belongs to which split, and in which order a split is read."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from lapbench.data.manifest import Part
+from lapbench.data.paths import inside
+from lapbench.data.record import Record
+from lapbench.errors import DataError, suggest
+
+
+def divide(records: Sequence[Record], splits: Mapping[str, Part], root: Path | None) -> dict[str, list[Record]]:
+    """Return the records of every split: as declared, or as the reader yields them where nothing is declared.
+
+    Errors: DataError for an id that occurs twice, a listed id that does not exist, a sample in two splits,
+    a group torn apart between splits, and a split without samples.
+    """
+    _check_ids(records)
+    if splits:
+        divided = {name: _members(name, part, records, root) for name, part in splits.items()}
+    else:
+        names = dict.fromkeys(record.split for record in records)
+        divided = {name: [r for r in records if r.split == name] for name in names if name}
+    if not divided:
+        raise DataError("the annotation names no splits and the manifest declares none: declare [splits.…]")
+    for name, members in divided.items():
+        if not members:
+            raise DataError(f"the split {name!r} has no samples{_source_hint(splits.get(name), records)}")
+    _check_groups(divided)
+    return divided
+
+
+def mixed(records: Iterable[Record], classes: Sequence[str]) -> list[Record]:
+    """Return records in the fixed order of a split: by the hash of their ids, classes spread evenly.
+
+    Any head at least as long as the number of classes holds every class.
+    """
+    by_class: dict[str, list[tuple[bytes, Record]]] = {name: [] for name in classes}
+    for record in records:
+        by_class[record.label].append((hashlib.sha256(record.id.encode()).digest(), record))
+    keyed = [
+        (rank / len(members), key, record)
+        for members in by_class.values()
+        for rank, (key, record) in enumerate(sorted(members, key=lambda pair: pair[0]))
+    ]
+    return [record for _, _, record in sorted(keyed, key=lambda item: item[:2])]
+
+
+def share_of(group: str, seed: int) -> float:
+    """Return the number in [0, 1) that decides the split of a group."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:6], "big") / 2**48
+
+
+def _members(name: str, part: Part, records: Sequence[Record], root: Path | None) -> list[Record]:
+    if part.ids is not None:
+        return _listed(name, part.ids, records, root)
+    low, high = part.share
+    return [
+        r for r in records
+        if (part.source is None or r.split == part.source) and low <= share_of(r.group or r.id, part.seed) < high
+    ]  # fmt: skip
+
+
+def _listed(name: str, file: str, records: Sequence[Record], root: Path | None) -> list[Record]:
+    if root is None:
+        raise DataError(f"split {name!r}: an embedded data set has no list file {file!r}")
+    path = inside(root, file, where=f"split {name!r}")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: the list of split {name!r} cannot be read: {error}") from None
+    known = {record.id: record for record in records}
+    chosen: dict[str, Record] = {}
+    for number, line in enumerate(lines, start=1):
+        sample_id = line.strip()
+        if not sample_id:
+            continue
+        if sample_id not in known:
+            raise DataError(f"{path}:{number}: there is no sample {sample_id!r}{suggest(sample_id, known)}")
+        chosen[sample_id] = known[sample_id]
+    return list(chosen.values())
+
+
+def _source_hint(part: Part | None, records: Sequence[Record]) -> str:
+    found = sorted({record.split for record in records})
+    if part is None or part.source is None or part.source in found:
+        return ""
+    return f": its source {part.source!r} is not among those of the annotation{suggest(part.source, found)}"
+
+
+def _check_ids(records: Sequence[Record]) -> None:
+    seen: dict[str, Record] = {}
+    for record in records:
+        if record.id in seen:
+            raise DataError(f"{record.where}: the id {record.id!r} occurs twice, first at {seen[record.id].where}")
+        seen[record.id] = record
+
+
+def _check_groups(divided: Mapping[str, Sequence[Record]]) -> None:
+    home: dict[str, tuple[str, str]] = {}
+    for name, members in divided.items():
+        for record in members:
+            split, first = home.setdefault(record.group or record.id, (name, record.id))
+            if split != name:
+                raise DataError(
+                    f"samples {first!r} and {record.id!r} belong together (group {record.group or record.id!r}) but stand"
+                    f" in the splits {split!r} and {name!r}: the scores would be measured on what was learnt"
+                )
