@@ -9,7 +9,8 @@ LapbenchError
 ├── ExplainerError         an explainer failed or broke its contract
 │   └── NotApplicableError the explainer has no meaning for this network or target
 ├── StoreError             the cache cannot be read or written
-└── ScoreError             scores cannot be computed from these maps and masks
+├── ScoreError             scores cannot be computed from these maps and masks
+└── ResultError            a result file is missing, foreign or contradictory
 
 Every message says where, what was found, what was wanted and what to do.
 """
@@ -59,6 +60,10 @@ class StoreError(LapbenchError):
 
 class ScoreError(LapbenchError):
     """Scores cannot be computed from these maps and masks."""
+
+
+class ResultError(LapbenchError):
+    """A result file is missing, foreign or contradictory; the message names it and says how to mend it."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -1,0 +1,378 @@
+"""The leaderboard as people read it: ranked, and rendered for the terminal, as Markdown and as CSV.
+
+There are two rankings, because the two ways from a map to a mask ask different things: by thresholding (one
+cut for all images: is the map's scale right?) and by top-k (as many pixels as the truth has: is its order
+right?). Contestants have ranks. Controls stand where their mean puts them, without one. What an explainer
+reaches on the same network with random weights stands beside what it reaches on the trained one.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lapbench.report.results import Estimate, Leaderboard, ModelSummary, Row, write_file, write_leaderboard
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.table import Table
+
+NONE = "–"
+
+LEGEND = (
+    "IoU: predicted mask against truth. random net: IoU of the same explainer on the network with random "
+    "weights. threshold: fitted on other images than these, or the map's own; < selects below it. ties: "
+    "share of selected pixels left to the tie rule. pointing: how often the highest pixel lies inside the "
+    "truth. energy: share of the positive map inside it. Controls have no rank: what does not beat them "
+    "says nothing."
+)
+
+MODEL_COLUMNS = ("model", "accuracy", "balanced accuracy", "chance", "images", "seeds", "notes")
+
+
+@dataclass(frozen=True)
+class Board:
+    """One of the two rankings: its rows in reading order, and apart from them those that are not ranked."""
+
+    title: str
+    own_column: str  # the heading of the column that only this ranking has
+    complete: tuple[Row, ...]
+    incomplete: tuple[Row, ...]
+    randomised: Mapping[
+        tuple[str, str, str], Row
+    ]  # by model, explainer, selection; they stand beside the rows
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The headings of the cells of `row_cells`."""
+        measured = ("IoU [interval]", "random net", self.own_column, "pointing", "energy")
+        return ("#", "model", "explainer", *measured, "notes")
+
+    @property
+    def n(self) -> int:
+        """The number of images that most rows are over; a row over another number says so."""
+        sizes = [row.n for row in self.complete]
+        return max(sorted(set(sizes)), key=sizes.count, default=0)
+
+
+def rank(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Return the rows in reading order, with ranks.
+
+    Order: by thresholding before top-k; rows that are complete before those that are not; the model with the
+    best contestant first; within a model by mean, descending. Equal means share a rank.
+    """
+    groups: dict[bool, list[Row]] = {False: [], True: []}
+    for row in rows:
+        groups[row.selection == "top-k"].append(row)
+    return tuple(row for group in groups.values() for row in _rank_group(group))
+
+
+def boards(leaderboard: Leaderboard) -> list[Board]:
+    """Split a leaderboard into its rankings, leaving out one without rows."""
+    rows = rank(leaderboard.rows)
+    found = []
+    for title, own_column in (("By thresholding", "threshold"), ("By top-k selection", "ties")):
+        group = [row for row in rows if (row.selection == "top-k") == (own_column == "ties")]
+        complete = [row for row in group if row.complete]
+        trained = {row.key[:3] for row in complete if not row.randomised}
+        beside = {row.key[:3]: row for row in complete if row.randomised and row.key[:3] in trained}
+        alone = tuple(row for row in complete if not row.randomised or row.key[:3] not in beside)
+        incomplete = tuple(row for row in group if not row.complete)
+        if group:
+            found.append(Board(title, own_column, alone, incomplete, beside))
+    return found
+
+
+def write_report(folder: Path, leaderboard: Leaderboard) -> Leaderboard:
+    """Write leaderboard.json, .md and .csv into a folder; return what was written, rows ranked."""
+    ranked = leaderboard.model_copy(update={"rows": rank(leaderboard.rows)})
+    write_leaderboard(folder / "leaderboard.json", ranked)
+    write_file(folder / "leaderboard.md", render_markdown(ranked).encode())
+    write_file(folder / "leaderboard.csv", render_csv(ranked).encode())
+    return ranked
+
+
+def render_markdown(leaderboard: Leaderboard) -> str:
+    """Return the leaderboard as GitHub-flavoured Markdown; text from outside is escaped."""
+    lines = [f"# {_markdown(_title(leaderboard))}", ""]
+    if leaderboard.models:
+        lines += ["## Models", ""]
+        lines += [*_markdown_table(MODEL_COLUMNS, [model_cells(model) for model in leaderboard.models]), ""]
+    for board in boards(leaderboard):
+        lines += [f"## {board.title}", "", f"{_caption(leaderboard, board)}.", ""]
+        if board.complete:
+            cells = [row_cells(row, board) for row in board.complete]
+            slanted = [_is_aside(row) for row in board.complete]
+            lines += [*_markdown_table(board.columns, cells, slanted), ""]
+        if board.incomplete:
+            lines += ["Not ranked:", "", *(f"- {_markdown(_excuse(row))}" for row in board.incomplete), ""]
+    return "\n".join([*lines, _markdown(LEGEND), ""])
+
+
+def render_csv(leaderboard: Leaderboard) -> str:
+    """Return all rows as CSV, one line each, numbers in full, an empty cell for null."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns: list[str] = []
+    for row in rank(leaderboard.rows):
+        line = _csv_line(leaderboard, row)
+        if not columns:
+            columns = list(line)
+            writer.writerow(columns)
+        writer.writerow(line.values())
+    return text.getvalue()
+
+
+def render_terminal(leaderboard: Leaderboard) -> "RenderableType":
+    """Return the leaderboard as something that rich prints; made for 100 columns and more."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(_printable(_title(leaderboard)), style="bold"), Text("")]
+    if leaderboard.models:
+        parts += [_models_table(leaderboard.models), Text("")]
+    for board in boards(leaderboard):
+        parts.append(Text.assemble((board.title, "bold"), f": {_caption(leaderboard, board)}"))
+        if board.complete:
+            parts.append(_BoardTable(board))
+        parts += [
+            Text.assemble(("not ranked ", "bold red"), _printable(_excuse(row))) for row in board.incomplete
+        ]
+        parts.append(Text(""))
+    parts.append(Text(LEGEND, style="dim"))
+    return Group(*parts)
+
+
+def model_cells(model: ModelSummary) -> list[str]:
+    """Return the cells of a model's line, in the order of `MODEL_COLUMNS`."""
+    return [
+        model.name,
+        _digits(model.accuracy),
+        _digits(model.balanced_accuracy),
+        _digits(1 / model.classes),
+        f"{model.n:,}",
+        ", ".join(map(str, model.seeds)) or NONE,
+        "⚠ near chance: its maps mean little" if model.near_chance else "",
+    ]
+
+
+def row_cells(row: Row, board: Board) -> list[str]:
+    """Return the cells of a complete row, in the order of `Board.columns`."""
+    if row.selection == "top-k":
+        own = _percent(row.tied_fraction)
+    else:
+        sign, mark = "< " * (row.orientation == -1), " own" * (row.selection == "native")
+        own = f"{sign}{_digits(row.threshold)}{mark}"
+    beside = board.randomised.get(row.key[:3])
+    return [
+        NONE if row.rank is None else str(row.rank),
+        row.model,
+        _explainer(row),
+        f"{_digits(row.mean)} [{_digits(row.ci_low)}, {_digits(row.ci_high)}]",
+        _digits(beside.mean if beside else None),
+        own,
+        _digits(row.pointing_game.mean if row.pointing_game else None),
+        _digits(row.energy.mean if row.energy else None),
+        "; ".join(_notes(row, board.n)),
+    ]
+
+
+def _is_aside(row: Row) -> bool:
+    """Whether a row is there to compare with, not to compete."""
+    return row.control or row.randomised
+
+
+def _contested(row: Row) -> float | None:
+    """Return the mean with which a row competes for a rank, or None if it does not."""
+    return row.mean if row.complete and not _is_aside(row) else None
+
+
+def _rank_group(rows: Sequence[Row]) -> list[Row]:
+    means = [(row, _contested(row)) for row in rows]
+    falling = sorted((mean for _, mean in means if mean is not None), reverse=True)
+    best: dict[str, float] = {}
+    for row, mean in means:
+        best[row.model] = max(best.get(row.model, -1.0), -1.0 if mean is None else mean)
+    ranked = [
+        row.model_copy(update={"rank": None if mean is None else 1 + falling.index(mean)})
+        for row, mean in means
+    ]
+    return sorted(ranked, key=lambda r: (not r.complete, -best[r.model], r.model, -(r.mean or 0.0), r.key))
+
+
+def _title(leaderboard: Leaderboard) -> str:
+    name = f"{leaderboard.benchmark}, version {leaderboard.benchmark_version}"
+    return f"{leaderboard.title} ({name})" if leaderboard.title else name
+
+
+def _caption(leaderboard: Leaderboard, board: Board) -> str:
+    """Say what the numbers of a ranking are over."""
+    if not board.complete:
+        return "no row is complete"
+    return f"mean IoU over {_count(board.n, 'image')} [{_percent(leaderboard.confidence)} bootstrap interval]"
+
+
+def _explainer(row: Row) -> str:
+    return row.explainer + (", random net" if row.randomised else "")
+
+
+def _notes(row: Row, n: int) -> Iterator[str]:
+    """Say what a reader must know about a row; n is the number of images of the other rows."""
+    if row.control:
+        yield "control"
+    if row.fitted_threshold is not None:
+        yield f"fitted {_digits(row.fitted_threshold)}"
+    if row.selection != "top-k" and row.orientation == -1:
+        yield "inverted"
+    if row.n != n:
+        yield _count(row.n, "image")
+    counts = {"empty mask": row.counts.n_empty, "flat map": row.counts.n_flat, "NaN map": row.counts.n_nan}
+    yield from (_count(number, what) for what, number in counts.items() if number)
+    error = row.completeness_error
+    if error and error.exceeded:
+        yield f"completeness error up to {_percent(error.max)} (bound {_percent(error.bound)})"
+    means = [seed.mean for seed in row.seeds if seed.mean is not None]
+    if len(means) > 1:
+        yield f"{len(means)} seeds: {_digits(min(means))} to {_digits(max(means))}"
+    if row.reason:
+        yield row.reason
+
+
+def _excuse(row: Row) -> str:
+    """Say why a row has no rank."""
+    lacking = f" ({row.n_failed:,} of {_count(row.n + row.n_failed, 'image')} without a score)"
+    return f"{row.model}, {_explainer(row)}, {row.selection}: {row.reason}{lacking if row.n_failed else ''}"
+
+
+def _digits(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}"
+
+
+def _percent(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.3g} %"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _printable(text: str) -> str:
+    """Replace what would move the cursor, break the line or turn the writing direction."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _markdown(text: str) -> str:
+    """Escape what Markdown or HTML could take for its own."""
+    return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", _printable(text))
+
+
+def _markdown_table(
+    columns: Sequence[str], lines: Sequence[Sequence[str]], slanted: Sequence[bool] = ()
+) -> list[str]:
+    """Return the lines of a table; a slanted line has its explainer in italics."""
+    table = [[_markdown(cell) for cell in line] for line in lines]
+    for cells, italic in zip(table, slanted, strict=False):
+        if italic:
+            cells[columns.index("explainer")] = f"*{cells[columns.index('explainer')]}*"
+    rule = [":--" if name in _TEXT_COLUMNS else "--:" for name in columns]
+    return [
+        "| " + " | ".join(cells) + " |" for cells in ([_markdown(name) for name in columns], rule, *table)
+    ]
+
+
+def _csv_line(leaderboard: Leaderboard, row: Row) -> dict[str, Any]:
+    """Return the cells of a row by column."""
+    line: dict[str, Any] = {
+        "benchmark": leaderboard.benchmark,
+        "benchmark_version": leaderboard.benchmark_version,
+    }
+    nested = {
+        "provenance",
+        "counts",
+        "pointing_game",
+        "energy",
+        "completeness_error",
+        "seeds",
+        "image_scores",
+    }
+    line |= row.model_dump(exclude=nested)
+    line |= row.counts.model_dump()
+    for name, estimate in (("pointing_game", row.pointing_game), ("energy", row.energy)):
+        found = estimate or Estimate()
+        line |= {name: found.mean, f"{name}_ci_low": found.ci_low, f"{name}_ci_high": found.ci_high}
+    error = row.completeness_error
+    line |= {
+        "completeness_error_median": error and error.median,
+        "completeness_error_max": error and error.max,
+    }
+    return {name: _csv_cell(value) for name, value in line.items()}
+
+
+def _csv_cell(value: Any) -> Any:
+    """Keep a spreadsheet from running text from outside as a formula."""
+    if isinstance(value, str) and value:
+        return ("'" if value[0] in "=+-@" else "") + _printable(value)
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+_TEXT_COLUMNS = ("model", "explainer", "notes")
+
+
+def _models_table(models: Sequence[ModelSummary]) -> "Table":
+    table = _plain_table(MODEL_COLUMNS)
+    for model in models:
+        table.add_row(*_texts(model_cells(model)), style="yellow" if model.near_chance else "")
+    return table
+
+
+@dataclass(frozen=True)
+class _BoardTable:
+    """The table of a ranking for rich, without its minor columns where the terminal is narrow."""
+
+    board: Board
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "Iterator[Table]":
+        yield _board_table(
+            self.board, {"model"} if options.max_width >= 96 else {"model", "pointing", "energy"}
+        )
+
+
+def _board_table(board: Board, hidden: Set[str]) -> "Table":
+    """Return the table of a ranking, with the model as a heading over its rows."""
+    from rich.text import Text
+
+    shown = [index for index, name in enumerate(board.columns) if name not in hidden]
+    table = _plain_table([board.columns[index] for index in shown])
+    heading = ""
+    for row in board.complete:
+        if row.model != heading:
+            heading = row.model
+            if table.rows:
+                table.add_section()
+            table.add_row("", Text(_printable(heading), style="bold cyan"))
+        cells = row_cells(row, board)
+        style = "italic dim" if _is_aside(row) else "bold" if row.rank == 1 else ""
+        table.add_row(*_texts(cells[index] for index in shown), style=style)
+    return table
+
+
+def _plain_table(columns: Sequence[str]) -> "Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for name in columns:
+        wraps = name in _TEXT_COLUMNS
+        table.add_column(Text(name), justify="left" if wraps else "right", no_wrap=not wraps, overflow="fold")
+    return table
+
+
+def _texts(cells: Iterable[str]) -> list[Any]:
+    """Turn cells into rich's texts, in which brackets are no mark-up."""
+    from rich.text import Text
+
+    return [Text(_printable(cell)) for cell in cells]
