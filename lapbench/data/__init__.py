@@ -5,4 +5,14 @@ from lapbench.data.images import resize_mask
 from lapbench.data.manifest import Manifest, load_manifest
 from lapbench.data.record import Drawn, MaskFile, Record
 
-__all__ = ["Dataset", "Drawn", "Manifest", "MaskFile", "Record", "Split", "load_manifest", "open_dataset", "resize_mask"]
+__all__ = [
+    "Dataset",
+    "Drawn",
+    "Manifest",
+    "MaskFile",
+    "Record",
+    "Split",
+    "load_manifest",
+    "open_dataset",
+    "resize_mask",
+]

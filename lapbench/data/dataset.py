@@ -1,7 +1,7 @@
 """A data set opened at the size that a network sees: splits of samples, decoded when asked for."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,9 @@ from lapbench.types import Array, Box, FloatArray, IntArray, MaskArray, Sample
 
 PIXELS_VERSION = 1
 """Raised whenever decoding, resizing or rasterising changes a pixel."""
-_KEPT_IMAGES = 8  # windows of one board follow each other in no split, but neighbours in a batch may share one
+_KEPT_IMAGES = (
+    8  # windows of one board follow each other in no split, but neighbours in a batch may share one
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,19 +160,17 @@ def open_dataset(
     if min(image_size) < 1 or (limit is not None and limit < 1):
         raise ValueError(f"image_size and limit must be positive, found {image_size} and {limit}")
     folder = find_root(manifest, root)
-    try:
-        divided = divide(_read(manifest, folder), manifest.splits, folder)
-    except DataError as error:
-        raise DataError(f"data set {manifest.name!r}: {error}") from None
+    divided = divide(_read(manifest, folder), manifest.splits, folder)
     view = View(image_size, channels, manifest.classes)
-    counts = {"n_missing": 0, "n_clipped": 0, "n_outside": 0}
+    counts = {"n_missing": _count_missing(divided, manifest.may_miss), "n_clipped": 0, "n_outside": 0}
     inspector = Inspector(digest_cache)
     parts = {}
     for name, records in divided.items():
-        present = [r for r in records if _is_there(r, manifest, counts)]
-        kept = mixed(present, manifest.classes)[:limit]
+        kept = mixed(filter(_is_there, records), manifest.classes)[:limit]
         if not kept:
-            raise DataError(f"data set {manifest.name!r}: not one image of split {name!r} is there, looked under {folder}")
+            raise DataError(
+                f"data set {manifest.name!r}: not one image of split {name!r} is there, looked under {folder}"
+            )
         parts[name] = Split(name, [_inspect(r, inspector, counts) for r in kept], view)
     inspector.save()
     digest = digest_of([manifest.name, manifest.version, {name: part.digest for name, part in parts.items()}])
@@ -185,11 +185,13 @@ def seen(boxes: Sequence[Box], window: tuple[int, int, int, int]) -> list[Box]:
 def _read(manifest: Manifest, root: Path | None) -> list[Record]:
     """Check the digests of the annotation files and let the reader read; every label must be a class."""
     for name, wanted in manifest.files.items():
-        if root is not None:
-            _check_file(inside(root, name, where="[files]"), wanted)
+        if root is not None and (file := inside(root, name, where="[files]")).is_file():
+            _check_file(file, wanted)
     reader = readers.get(manifest.reader.name)
     given = reader.parameters.model_validate(manifest.reader.parameters)
-    records: list[Record] = reader.function(root, **{name: getattr(given, name) for name in type(given).model_fields})
+    records: list[Record] = reader.function(
+        root, **{name: getattr(given, name) for name in type(given).model_fields}
+    )
     if not records:
         raise DataError(f"the reader {reader.name!r} found no samples under {root}")
     for record in records:
@@ -201,8 +203,6 @@ def _read(manifest: Manifest, root: Path | None) -> list[Record]:
 
 
 def _check_file(path: Path, wanted: str) -> None:
-    if not path.is_file():
-        raise DataError(f"{path}: this annotation file is missing: complete the data folder")
     found = digest_of_file(path)
     if found != wanted:
         raise DataError(
@@ -211,11 +211,21 @@ def _check_file(path: Path, wanted: str) -> None:
         )
 
 
-def _is_there(record: Record, manifest: Manifest, counts: dict[str, int]) -> bool:
-    if manifest.missing == "error" or not isinstance(record.source, Path) or record.source.is_file():
-        return True
-    counts["n_missing"] += 1
-    return False
+def _is_there(record: Record) -> bool:
+    return isinstance(record.source, Drawn) or record.source.is_file()
+
+
+def _count_missing(divided: Mapping[str, Sequence[Record]], may_miss: float) -> int:
+    """Count the samples without an image. Errors: DataError where they are more than the manifest allows."""
+    records = [record for members in divided.values() for record in members]
+    missing = [record for record in records if not _is_there(record)]
+    if len(missing) > may_miss * len(records):
+        allowed = f"; the manifest allows {may_miss:.1%}" if may_miss else ""
+        raise DataError(
+            f"{len(missing)} of {len(records)} images are not there{allowed}; the first is {missing[0].source}, named by"
+            f" {missing[0].where}: complete the data folder, or raise may_miss in the manifest"
+        )
+    return len(missing)
 
 
 def _inspect(record: Record, inspector: Inspector, counts: dict[str, int]) -> Entry:
@@ -249,7 +259,9 @@ def _check_size(record: Record, size: tuple[int, int], inspector: Inspector) -> 
     if record.window is not None:
         x0, y0, x1, y1 = record.window
         if not (0 <= x0 < x1 <= size[1] and 0 <= y0 < y1 <= size[0]):
-            raise DataError(f"{record.where}: the window {list(record.window)} leaves the image of {size[0]}×{size[1]} pixels")
+            raise DataError(
+                f"{record.where}: the window {list(record.window)} leaves the image of {size[0]}×{size[1]} pixels"
+            )
 
 
 def _has_truth(entry: Entry) -> bool:

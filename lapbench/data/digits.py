@@ -146,7 +146,7 @@ def lay_out(name: str, scene: Scene) -> list[Placed]:
         written = scene.digit if is_target else others[chance.below(9)]
         pool = _pool(split, written)
         opacity = _opacity(pool[chance.below(len(pool))], chance.between(*scene.height))
-        brightness = chance.between(165, 240)
+        brightness = chance.between(170, 240)
         height, width = opacity.shape
         for _ in range(12):
             x, y = chance.below(scene.canvas - width + 1), chance.below(scene.canvas - height + 1)
@@ -164,7 +164,7 @@ def _apart(a: Box, b: Box) -> bool:
 def _texture(name: str, side: int) -> npt.NDArray[np.int32]:
     """Return a background of smooth noise in three octaves, its level and contrast drawn per image."""
     chance = Chance(f"lapbench digits {VERSION} texture {name}", 4096 + 2 * (side + 8) ** 2)
-    total = np.full((side, side), chance.between(20, 80) * 255 * 256.0)
+    total = np.full((side, side), chance.between(15, 60) * 255 * 256.0)
     for step, strongest in ((16, 60), (8, 45), (4, 30)):
         weights = _blend(side, step)
         nodes = weights.shape[1]
@@ -177,7 +177,7 @@ def _texture(name: str, side: int) -> npt.NDArray[np.int32]:
 def _with_noise(canvas: npt.NDArray[np.int32], name: str) -> Array:
     """Add fine noise, its strength drawn per image, and return bytes."""
     chance = Chance(f"lapbench digits {VERSION} noise {name}", 4 + canvas.size)
-    strength = chance.between(8, 40)
+    strength = chance.between(6, 32)
     noise = np.frombuffer(chance.take(canvas.size), np.uint8).reshape(canvas.shape).astype(np.int32) - 128
     return np.clip(canvas + (noise * strength >> 7), 0, 255).astype(np.uint8)
 
@@ -251,7 +251,9 @@ def _source() -> tuple[Bytes, Bytes]:
 def _check(scene: Scene) -> None:
     for name, (low, high) in (("height", scene.height), ("objects", scene.objects)):
         if low > high:
-            raise DefinitionError(f"reader 'digits': {name} goes from the lowest to the greatest, found {[low, high]}")
+            raise DefinitionError(
+                f"reader 'digits': {name} goes from the lowest to the greatest, found {[low, high]}"
+            )
     if scene.height[1] * 2 > scene.canvas or scene.height[0] < 8:
         raise DefinitionError(
             f"reader 'digits': height must lie between 8 and half of the canvas ({scene.canvas // 2}), found {list(scene.height)}"

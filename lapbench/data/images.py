@@ -122,11 +122,19 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(_too_large(path)) from None
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such image: complete the data folder, or correct the annotation") from None
+        raise DataError(
+            f"{path}: there is no such image: complete the data folder, or correct the annotation"
+        ) from None
     except UnidentifiedImageError:
         what = "an empty file" if path.stat().st_size == 0 else "no image that can be read"
         raise DataError(f"{path}: {what} (wanted: {', '.join(FORMATS)}): fetch the file again") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:  # what Pillow raises on broken files
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+    ) as error:  # what Pillow raises on broken files
         raise DataError(f"{path}: broken or truncated ({error}): fetch the file again") from None
 
 

@@ -61,4 +61,8 @@ def _read(file: Path) -> dict[str, list[int | str]]:
         return {}
     if not isinstance(found, dict):
         return {}
-    return {k: v for k, v in found.items() if isinstance(v, list) and [type(x) for x in v] == [int, int, str, int, int]}
+    return {
+        k: v
+        for k, v in found.items()
+        if isinstance(v, list) and [type(x) for x in v] == [int, int, str, int, int]
+    }

@@ -1,7 +1,7 @@
 """A data manifest: what a data set is, where it comes from, and how it is read and split."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -59,8 +59,9 @@ class Manifest(Table):
 
     classes: their order gives the labels. folder: where the data lies under a data root that holds several data
     sets. root: the data root where neither an option nor the environment names one, relative to the manifest.
-    embedded: the reader makes the images itself; no files are looked for. missing: what to do where an
-    annotated image is not there. files: SHA-256 of annotation files by their path under the root.
+    embedded: the reader makes the images itself; no files are looked for. may_miss: the largest share of samples
+    whose image may be absent; they are left out and counted. files: SHA-256 of annotation files by their path
+    under the root, checked where the file is there.
     splits: declared splits; none: as the reader yields them.
     """
 
@@ -75,7 +76,7 @@ class Manifest(Table):
     embedded: bool = False
     folder: str = ""
     root: Path | None = None
-    missing: Literal["error", "skip"] = "error"
+    may_miss: Annotated[float, Field(ge=0, lt=1)] = 0.0
     reader: Reader
     files: dict[str, Digest] = {}
     splits: dict[str, Part] = {}

@@ -10,7 +10,9 @@ from lapbench.data.record import Record
 from lapbench.errors import DataError, suggest
 
 
-def divide(records: Sequence[Record], splits: Mapping[str, Part], root: Path | None) -> dict[str, list[Record]]:
+def divide(
+    records: Sequence[Record], splits: Mapping[str, Part], root: Path | None
+) -> dict[str, list[Record]]:
     """Return the records of every split: as declared, or as the reader yields them where nothing is declared.
 
     Errors: DataError for an id that occurs twice, a listed id that does not exist, a sample in two splits,
@@ -93,7 +95,9 @@ def _check_ids(records: Sequence[Record]) -> None:
     seen: dict[str, Record] = {}
     for record in records:
         if record.id in seen:
-            raise DataError(f"{record.where}: the id {record.id!r} occurs twice, first at {seen[record.id].where}")
+            raise DataError(
+                f"{record.where}: the id {record.id!r} occurs twice, first at {seen[record.id].where}"
+            )
         seen[record.id] = record
 
 
