@@ -1,0 +1,23 @@
+"""From maps and truth to numbers: the global threshold, and how well a map points at what is there."""
+
+from lapbench.score.localisation import (
+    ImageScores,
+    Localisation,
+    apply_sign,
+    energy_inside,
+    iou_by_threshold,
+    iou_top_k,
+    localise,
+    normalise,
+    pointing_game,
+    predict_mask,
+    scale_by_max,
+    upsample,
+)
+from lapbench.score.threshold import StreamingFit, ThresholdFit, fit_ridge, fit_threshold
+
+__all__ = [
+    "ImageScores", "Localisation", "StreamingFit", "ThresholdFit", "apply_sign", "energy_inside", "fit_ridge",
+    "fit_threshold", "iou_by_threshold", "iou_top_k", "localise", "normalise", "pointing_game",
+    "predict_mask", "scale_by_max", "upsample",
+]  # fmt: skip
