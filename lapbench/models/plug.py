@@ -1,0 +1,328 @@
+"""Put LAP into a network: poolings become LAP, strided convolutions lose their stride to a LAP behind them.
+
+The rule and the places are those of the LAP paper (arXiv 2201.11808). The plugged network is a copy; every
+parameter of the plain network keeps its name, so plain weights load into it (`load_plain`).
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.googlenet import BasicConv2d as GoogLeNetConv2d
+from torchvision.models.inception import BasicConv2d, InceptionB, InceptionD
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops.misc import SqueezeExcitation
+
+from lapbench.benchmark import Plug
+from lapbench.errors import DefinitionError, UnknownNameError
+from lapbench.models import blocks
+from lapbench.models.lap import LAP, AdaptiveLAP2d, ConceptScoring, LAP2d
+from lapbench.models.predict import evaluating
+from lapbench.models.weights import copy_weights
+
+STEM_STRIDE = 4
+"""With sites ``paper``, single layers that reduce the image up to this factor belong to the stem and stay."""
+
+GLOBAL_POOL = "global_pool"
+"""The site of a global pooling that is a function call rather than a module."""
+
+_PROBE_SIZE = 299
+_ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+_NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where a network reduces its maps, by the name of the module in the plain network.
+
+    channels_in, channels_out: of the plain module. in_paper: chosen by sites ``paper``.
+    """
+
+    name: str
+    channels_in: int
+    channels_out: int
+    in_paper: bool
+
+
+def plug(model: nn.Module, spec: Plug, *, classes: Sequence[str]) -> nn.Module:
+    """Return a copy of the network with LAP at the sites of the definition; the given network is untouched.
+
+    classes: the data's class names, among which the concepts of the definition look up theirs.
+    Errors: DefinitionError for a network without sites, or one that carries LAP already; UnknownNameError for
+    a site or class that does not exist.
+    """
+    if is_plugged(model):
+        raise DefinitionError(
+            f"this {type(model).__name__} carries LAP already: plug the plain network instead"
+        )
+    heads = tuple(tuple(_index(name, classes) for name in concept.classes) for concept in spec.concepts)
+    plugged = copy.deepcopy(model)
+    for site in choose_sites(find_sites(plugged), spec.sites):
+        _install(plugged, site, spec)
+    weight = next(model.parameters())
+    for lap in lap_layers(plugged).values():
+        lap.to(weight.device, weight.dtype).train(model.training)
+    vars(plugged).update(lap_heads=heads, lap_names=tuple(concept.name for concept in spec.concepts))
+    return plugged
+
+
+def is_plugged(model: nn.Module) -> bool:
+    """Whether the network carries LAP."""
+    return any(isinstance(module, LAP) for module in model.modules())
+
+
+def lap_layers(model: nn.Module) -> dict[str, LAP]:
+    """The network's LAPs by name, shallow to deep."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LAP)}
+
+
+def lap_heads(model: nn.Module) -> tuple[tuple[int, ...], ...]:
+    """For each concept head, the classes in which the concept is present; () marks a common head."""
+    return cast(tuple[tuple[int, ...], ...], vars(model).get("lap_heads", ()))
+
+
+def lap_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the concept heads."""
+    return cast(tuple[str, ...], vars(model).get("lap_names", ()))
+
+
+def load_plain(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "the given weights") -> None:
+    """Load the weights of a plain network into the plugged one; its LAPs stay as they are.
+
+    Errors: WeightsError that names missing, unexpected and mis-shaped entries; nothing is loaded then.
+    """
+    laps = tuple(f"{name}." for name in lap_layers(model))
+    copy_weights(model, state, source=source, optional=lambda key: key.startswith(laps))
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """All sites of a network, in the order in which they run.
+
+    Sites are blocks with a strided convolution in two branches (ResNet, Inception V3), and elsewhere poolings
+    and convolutions with a stride, and poolings to 1×1. Pooling that is not part of the main stream
+    (squeeze-and-excitation), or that gives a fixed size other than 1×1 (VGG, AlexNet), is none.
+    """
+    modules = dict(_candidates(model))
+    sites = []
+    for name, size_in, size_out in _probe(model, modules):
+        reduced = 2 ** round(math.log2(_PROBE_SIZE / size_in[2]))
+        block = isinstance(modules[name], (BasicBlock, Bottleneck, InceptionB, InceptionD, *_ADAPTIVE))
+        sites.append(Site(name, size_in[1], size_out[1], block or reduced >= STEM_STRIDE))
+    if (kind := type(model)) in blocks.GLOBAL_POOL:
+        head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+        sites.append(Site(GLOBAL_POOL, head.in_features, head.in_features, in_paper=True))
+    if not sites:
+        raise DefinitionError(
+            f"{kind.__name__} has no place for LAP: no pooling layer and no strided convolution was found"
+        )
+    return sites
+
+
+def choose_sites(sites: Sequence[Site], wanted: Sequence[str]) -> list[Site]:
+    """The sites that a definition asks for: ``all``, ``paper``, or names; a container names all within it.
+
+    Errors: UnknownNameError with the nearest right name.
+    """
+    if wanted == "all":
+        return list(sites)
+    if wanted == "paper":
+        return [site for site in sites if site.in_paper]
+    for name in wanted:
+        if not any(_within(site.name, name) for site in sites):
+            raise UnknownNameError("LAP site", name, [site.name for site in sites])
+    return [site for site in sites if any(_within(site.name, name) for name in wanted)]
+
+
+def _within(site: str, name: str) -> bool:
+    return site == name or site.startswith(f"{name}.")
+
+
+def _index(name: str, classes: Sequence[str]) -> int:
+    if name not in classes:
+        raise UnknownNameError("class", name, classes)
+    return list(classes).index(name)
+
+
+def _candidates(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for name, child in model.named_children():
+        if _is_site(child):
+            yield prefix + name, child
+        elif not isinstance(child, SqueezeExcitation):
+            yield from _candidates(child, f"{prefix}{name}.")
+
+
+def _is_site(module: nn.Module) -> bool:
+    match module:
+        case BasicBlock() | Bottleneck():
+            return bool(module.stride != 1)
+        case InceptionB() | InceptionD():
+            return True
+        case nn.AdaptiveAvgPool2d() | nn.AdaptiveMaxPool2d():
+            return module.output_size in (1, (1, 1))
+        case nn.Conv2d() | nn.MaxPool2d() | nn.AvgPool2d():
+            return max(_pair(module.stride)) > 1
+    return False
+
+
+def _probe(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[tuple[str, torch.Size, torch.Size]]:
+    """Which of the modules run, in which order, and the shapes they take and give; nothing is computed."""
+    seen: dict[str, tuple[str, torch.Size, torch.Size]] = {}
+
+    def see(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda _module, args, out: seen.update({name: (name, args[0].shape, out.shape)})
+
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    image = torch.empty(1, first.in_channels, _PROBE_SIZE, _PROBE_SIZE, device="meta")
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    shapes = {name: tensor.detach().to("meta", torch.float32) for name, tensor in tensors.items()}
+    handles = [module.register_forward_hook(see(name)) for name, module in modules.items()]
+    try:
+        with evaluating(model), torch.no_grad():
+            torch.func.functional_call(model, shapes, (image,))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(seen.values())
+
+
+def _install(model: nn.Module, site: Site, spec: Plug) -> None:
+    """Put LAP at one site, by the kind of module that is there."""
+    if site.name == GLOBAL_POOL:
+        blocks.become(model, blocks.GLOBAL_POOL[type(model)], lap=_adaptive(site.channels_in, spec))
+        return
+    path, _, child = site.name.rpartition(".")
+    parent, module = model.get_submodule(path), model.get_submodule(site.name)
+    match module:
+        case BasicBlock() | Bottleneck():
+            _install_in_block(module, spec)
+        case InceptionB() | InceptionD():
+            _install_in_mixed(module, site, spec)
+        case nn.Conv2d():
+            _install_after(parent, child, module, spec)
+        case nn.AdaptiveAvgPool2d() | nn.AdaptiveMaxPool2d():
+            setattr(parent, child, _adaptive(site.channels_in, spec))
+        case nn.MaxPool2d() | nn.AvgPool2d():
+            setattr(parent, child, _like_pool(module, site, spec))
+
+
+def _install_in_block(block: Any, spec: Plug) -> None:
+    """LAP in the first block of a ResNet stage, by `branch_mode`."""
+    basic = isinstance(block, BasicBlock)
+    strided = block.conv1 if basic else block.conv2
+    stride = strided.stride
+    strided.stride = block.downsample[0].stride = (1, 1)
+    main, skip = strided.out_channels, block.downsample[0].out_channels
+    if spec.branch_mode == "post_add":
+        if basic:  # conv2 keeps its neighbours at their old distance
+            block.conv2.dilation = block.conv2.padding = stride
+        kind = blocks.PostAddBasicBlock if basic else blocks.PostAddBottleneck
+        blocks.become(block, kind, lap=_tiles(skip, stride, spec))
+        return
+    separate = spec.branch_mode == "separate"
+    scored = main + skip if spec.branch_scores == "concat" and not separate else main
+    blocks.become(
+        block,
+        blocks.LapBasicBlock if basic else blocks.LapBottleneck,
+        lap=_tiles(scored, stride, spec),
+        lap_skip=_tiles(skip, stride, spec) if separate else None,
+        lap_position=spec.lap_position,
+        branch_scores=spec.branch_scores,
+    )
+
+
+def _install_in_mixed(block: Any, site: Site, spec: Plug) -> None:
+    """LAP in a reduction block of Inception V3, by `mixed_mode`."""
+    kind = blocks.LapInceptionB if isinstance(block, InceptionB) else blocks.LapInceptionD
+    convolutions = [getattr(block, name) for name in kind.strided]
+    if spec.mixed_mode == "concat":
+        for convolution in convolutions:
+            convolution.conv.stride = (1, 1)
+        blocks.become(block, kind, lap=_tiles(site.channels_out, (2, 2), spec), lap_pool=None)
+    else:
+        for convolution in convolutions:
+            _install_after(convolution, "conv", convolution.conv, spec)
+        pool = nn.MaxPool2d(3, 2)
+        blocks.become(block, kind, lap=None, lap_pool=_like_pool(pool, site, spec))
+
+
+def _install_after(parent: nn.Module, child: str, convolution: nn.Conv2d, spec: Plug) -> None:
+    """LAP behind a convolution, which loses its stride: directly, or behind its norm and activation."""
+    lap = _tiles(convolution.out_channels, cast(tuple[int, int], convolution.stride), spec)
+    convolution.stride = (1, 1)
+    if spec.lap_position == "pre_norm":
+        blocks.become(convolution, blocks.LapConv2d, lap=lap)
+        return
+    match parent:
+        case nn.Sequential():
+            blocks.become(parent, blocks.LapSequential, lap=lap, lap_after=_last_of_unit(parent, child))
+        case BasicConv2d() | GoogLeNetConv2d():
+            blocks.become(parent, blocks.LapBasicConv2d, lap=lap)
+        case ResNet():  # the stem: conv1, bn1, relu
+            blocks.become(cast(nn.Module, parent.relu), blocks.LapReLU, lap=lap)
+        case _:
+            raise DefinitionError(
+                f"lap_position 'post_act' needs to know what follows the convolution {child!r} in "
+                f"{type(parent).__name__}: use 'pre_norm', or leave this site out"
+            )
+
+
+def _last_of_unit(sequence: nn.Sequential, name: str) -> str:
+    """The last layer of the convolution's unit: itself, its norm if one follows, its activation likewise."""
+    layers = list(sequence.named_children())
+    position = [key for key, _ in layers].index(name)
+    last = name
+    for key, layer in layers[position + 1 :]:
+        if not (isinstance(layer, _NORMS) or type(layer).__module__ == nn.ReLU.__module__):
+            break
+        last = key
+    return last
+
+
+def _tiles(channels: int, stride: tuple[int, int], spec: Plug) -> LAP2d:
+    """The LAP that takes over a convolution's stride."""
+    return LAP2d(_scoring(channels, spec), stride, **_normaliser(spec))
+
+
+def _like_pool(pool: nn.MaxPool2d | nn.AvgPool2d, site: Site, spec: Plug) -> LAP2d:
+    """The LAP with the pooling's own geometry, its rounding included: all later maps keep their sizes."""
+    if _pair(getattr(pool, "dilation", 1)) != (1, 1):
+        raise DefinitionError(
+            f"the pooling {site.name!r} is dilated, which LAP cannot be: leave this site out"
+        )
+    return LAP2d(
+        _scoring(site.channels_in, spec),
+        _pair(pool.kernel_size),
+        _pair(pool.stride),
+        padding=_pair(pool.padding),
+        ceil_mode=pool.ceil_mode,
+        **_normaliser(spec),
+    )
+
+
+def _adaptive(channels: int, spec: Plug) -> AdaptiveLAP2d:
+    return AdaptiveLAP2d(_scoring(channels, spec), **_normaliser(spec))
+
+
+def _scoring(channels: int, spec: Plug) -> ConceptScoring:
+    return ConceptScoring(
+        channels,
+        len(spec.concepts),
+        hidden=spec.hidden,
+        activation=spec.score_activation,
+        init=spec.score_init,
+        aggregation=spec.aggregation,
+        positive=spec.aggregate_positive,
+    )
+
+
+def _normaliser(spec: Plug) -> dict[str, Any]:
+    return {"eps": spec.eps, "alpha_init": spec.alpha_init, "alpha_trainable": spec.alpha_trainable}
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
