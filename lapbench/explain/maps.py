@@ -1,0 +1,110 @@
+"""Maps, and the one door through which every explainer is called."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lapbench.errors import ExplainerError, LapbenchError
+from lapbench.explain.state import untouched
+from lapbench.registry import ExplainerSpec
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What an explainer says of a batch.
+
+    values: (B, h, w), raw, higher = more important, at the explainer's own resolution.
+    diagnostics: figures about the computation, one (B,) tensor each, such as ``completeness_error``.
+    """
+
+    values: Tensor
+    diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def explain(
+    explainer: ExplainerSpec | Callable[..., Any],
+    model: nn.Module,
+    images: Tensor,
+    target: Tensor,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    masks: Tensor | None = None,
+    ids: Sequence[str] | None = None,
+) -> Maps:
+    """Draw the maps of a batch, and leave model, images and random generators as they were.
+
+    images: (B, C, H, W), normalised as the network wants them, on its device. target: (B,) int64, the class
+    that is explained in each image. masks: (B, H, W) bool, the truth, for explainers that need it (the oracle
+    control); ids: the samples' ids, for seeded controls. Returns float32 maps (B, h, w) without a graph.
+    Errors: ExplainerError when the explainer fails or returns anything else; NotApplicableError when it has
+    no meaning for this network or target.
+    """
+    spec = explainer if isinstance(explainer, ExplainerSpec) else None
+    function: Callable[..., Any] = explainer.function if isinstance(explainer, ExplainerSpec) else explainer
+    name = spec.name if spec else getattr(explainer, "__name__", repr(explainer))
+    arguments = _arguments(spec, parameters, images, target, masks, ids)
+    with untouched(model):
+        try:
+            result = function(model, images.detach().clone(), target.clone(), **arguments)
+        except (LapbenchError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise ExplainerError(f"explainer {name!r} failed: {type(error).__name__}: {error}") from error
+    maps = result if isinstance(result, Maps) else Maps(result)
+    return _checked(name, maps, len(images))
+
+
+def _arguments(
+    spec: ExplainerSpec | None,
+    parameters: Mapping[str, Any] | None,
+    images: Tensor,
+    target: Tensor,
+    masks: Tensor | None,
+    ids: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Return the keyword arguments of the explainer, after a look at what all of them are given."""
+    if images.ndim != 4:
+        raise ExplainerError(f"images must be (B, C, H, W), found {tuple(images.shape)}")
+    if target.shape != images.shape[:1] or target.dtype != torch.int64:
+        raise ExplainerError(
+            f"target must be ({len(images)},) int64, one class for each image, "
+            f"found {tuple(target.shape)} {str(target.dtype).removeprefix('torch.')}"
+        )
+    if spec is None:
+        return dict(parameters or {})
+    table = spec.parameters.model_validate(dict(parameters or {}))
+    arguments = {name: getattr(table, name) for name in type(table).model_fields}
+    for need, value in (("masks", masks), ("ids", ids)):
+        if need in spec.needs:
+            found = 0 if value is None else len(value)
+            if found != len(images):
+                raise ExplainerError(
+                    f"explainer {spec.name!r} needs the {need} of all {len(images)} samples, found {found}"
+                )
+            arguments[need] = value
+    return arguments
+
+
+def _checked(name: str, maps: Maps, count: int) -> Maps:
+    """Return the maps detached and as float32. Errors: ExplainerError for anything that is not B maps."""
+    values: Any = maps.values
+    if not isinstance(values, Tensor):
+        raise ExplainerError(
+            f"explainer {name!r} must return a tensor or Maps, found {type(values).__name__}"
+        )
+    if values.ndim != 3 or len(values) != count or 0 in values.shape:
+        raise ExplainerError(
+            f"explainer {name!r} must return maps of shape ({count}, h, w), found {tuple(values.shape)}"
+        )
+    if not values.is_floating_point():
+        raise ExplainerError(f"explainer {name!r} must return floating-point maps, found {values.dtype}")
+    for key, figure in maps.diagnostics.items():
+        if figure.shape != (count,):
+            raise ExplainerError(
+                f"diagnostic {key!r} of explainer {name!r} must be ({count},), found {tuple(figure.shape)}"
+            )
+    diagnostics = {key: figure.detach().clone() for key, figure in maps.diagnostics.items()}
+    return Maps(values.detach().float().clone(), diagnostics)
