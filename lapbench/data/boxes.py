@@ -1,7 +1,7 @@
 """Boxes: foreign conventions end here, and half-open boxes become masks.
 
-Inside lapbench a box is half-open, [x0, x1) × [y0, y1), in pixels whose corners are whole numbers: the pixel in
-row i and column j is the square [j, j + 1) × [i, i + 1) and its centre is (j + 0.5, i + 0.5).
+Inside lapbench a box is half-open, [x0, x1) × [y0, y1), in pixels whose corners are whole numbers: the pixel
+in row i and column j is the square [j, j + 1) × [i, i + 1) and its centre is (j + 0.5, i + 0.5).
 """
 
 import math
@@ -14,7 +14,8 @@ from lapbench.errors import DataError
 from lapbench.types import Box, MaskArray
 
 Convention: TypeAlias = Literal["xyxy", "xyxy-inclusive", "xywh"]
-"""xyxy: left, top, right, bottom, half-open; xyxy-inclusive: right and bottom are the last pixels; xywh: left, top, width, height."""
+"""xyxy: left, top, right, bottom, half-open; xyxy-inclusive: right and bottom are the last pixels that belong
+to it; xywh: left, top, width, height."""
 Base: TypeAlias = Literal[0, 1]
 """The number of the first pixel."""
 
@@ -37,7 +38,8 @@ def to_half_open(
         box = Box(x0, y0, c + end, d + end)
     if box.width <= 0 or box.height <= 0:
         raise DataError(
-            f"{where}: the box {list(values)}, read as {convention} counted from {base}, is {box.width:g} pixels wide and"
+            f"{where}: the box {list(values)}, read as {convention} counted from {base}, is {box.width:g}"
+            f" pixels wide and"
             f" {box.height:g} high: correct the annotation, or the convention in the manifest"
         )
     return box
@@ -53,7 +55,7 @@ def from_half_open(box: Box, convention: Convention, base: Base) -> tuple[float,
 
 
 def clip(box: Box, x0: float, y0: float, x1: float, y1: float) -> Box | None:
-    """Return the part of a box inside the rectangle, in the same coordinates; None where nothing is inside."""
+    """Return the part of a box inside a rectangle, in the same coordinates; None where nothing is."""
     cut = Box(max(box.x0, x0), max(box.y0, y0), min(box.x1, x1), min(box.y1, y1))
     return cut if cut.width > 0 and cut.height > 0 else None
 

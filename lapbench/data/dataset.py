@@ -14,12 +14,12 @@ from lapbench.data.images import from_bytes, read_image, read_mask, resize_image
 from lapbench.data.inspection import Inspector
 from lapbench.data.manifest import Manifest
 from lapbench.data.paths import find_root, inside
-from lapbench.data.record import Drawn, Record
+from lapbench.data.record import Drawn, MaskFile, Record
 from lapbench.data.splits import divide, mixed
 from lapbench.digest import digest_of, digest_of_file
 from lapbench.errors import DataError, UnknownNameError, suggest
 from lapbench.registry import readers
-from lapbench.types import Array, Box, FloatArray, IntArray, MaskArray, Sample
+from lapbench.types import Box, FloatArray, IntArray, MaskArray, Sample
 
 PIXELS_VERSION = 1
 """Raised whenever decoding, resizing or rasterising changes a pixel."""
@@ -89,18 +89,26 @@ class Split(Sequence[Sample]):
             return Split(self.name, self.entries[index], self.view)
         entry = self.entries[index]
         record = entry.record
-        window = record.window or (0, 0, entry.size[1], entry.size[0])
-        x0, y0, x1, y1 = window
-        pixels = self._pixels(record.source)[:, y0:y1, x0:x1]
+        x0, y0, x1, y1 = _window(entry)
         height, width = self.view.image_size
+        pixels = self._pixels(record.source)[:, y0:y1, x0:x1]
         image = resize_image(to_channels(pixels, self.view.channels), (height, width))
-        fx, fy = width / (x1 - x0), height / (y1 - y0)
-        shown = tuple(_boxes.scale(_boxes.move(box, -x0, -y0), fx, fy) for box in seen(record.boxes, window))
+        shown = self.boxes(index)
         if record.mask is None:
             mask = _boxes.rasterise(shown, height, width)
         else:
-            mask = resize_mask(_whole_mask(entry)[y0:y1, x0:x1], (height, width))
+            mask = resize_mask(_whole_mask(record.mask)[y0:y1, x0:x1], (height, width))
         return Sample(record.id, image, int(self.labels[index]), shown, mask)
+
+    def boxes(self, index: int) -> tuple[Box, ...]:
+        """Return the boxes of a sample in pixels of the size that the network sees; nothing is decoded."""
+        entry = self.entries[index]
+        x0, y0, x1, y1 = window = _window(entry)
+        height, width = self.view.image_size
+        fx, fy = width / (x1 - x0), height / (y1 - y0)
+        return tuple(
+            _boxes.scale(_boxes.move(box, -x0, -y0), fx, fy) for box in seen(entry.record.boxes, window)
+        )
 
     def _pixels(self, source: Path | Drawn) -> FloatArray:
         """Return the whole image; the last few files stay in memory."""
@@ -118,8 +126,8 @@ class Split(Sequence[Sample]):
 class Dataset:
     """A data set at one size. digest: the name of everything that decides its pixels and truth.
 
-    n_missing: annotated images that were not there and were left out, as the manifest allows. n_clipped: boxes
-    that reached beyond their image and were cut. n_outside: boxes wholly outside, which are left out.
+    n_missing: annotated images that were not there and were left out, as the manifest allows. n_clipped:
+    boxes that reached beyond their image and were cut. n_outside: boxes wholly outside, which are left out.
     """
 
     name: str
@@ -154,8 +162,8 @@ def open_dataset(
     """Open a data set: read the annotation, divide it into splits, and inspect every image that is kept.
 
     root: the data root; see `lapbench.data.paths.find_root`. image_size: height and width of every sample.
-    limit: keeps the first samples of each split. digest_cache: a folder where digests of image files are kept.
-    Errors: DataError for missing or contradictory files, DefinitionError for contradictory parameters.
+    limit: keeps the first samples of each split. digest_cache: a folder where digests of image files are
+    kept. Errors: DataError for missing or contradictory files, DefinitionError for contradictory parameters.
     """
     if min(image_size) < 1 or (limit is not None and limit < 1):
         raise ValueError(f"image_size and limit must be positive, found {image_size} and {limit}")
@@ -197,7 +205,8 @@ def _read(manifest: Manifest, root: Path | None) -> list[Record]:
     for record in records:
         if record.label not in manifest.classes:
             raise DataError(
-                f"{record.where}: the label {record.label!r} is no class of the manifest{suggest(record.label, manifest.classes)}"
+                f"{record.where}: the label {record.label!r} is no class of the"
+                f" manifest{suggest(record.label, manifest.classes)}"
             )
     return records
 
@@ -206,7 +215,8 @@ def _check_file(path: Path, wanted: str) -> None:
     found = digest_of_file(path)
     if found != wanted:
         raise DataError(
-            f"{path}: the file is not the one of the manifest (SHA-256 {found}, wanted {wanted}): fetch it again, or write"
+            f"{path}: the file is not the one of the manifest (SHA-256 {found}, wanted {wanted}): fetch it"
+            f" again, or write"
             " the new digest into the manifest and raise its version"
         )
 
@@ -222,7 +232,8 @@ def _count_missing(divided: Mapping[str, Sequence[Record]], may_miss: float) -> 
     if len(missing) > may_miss * len(records):
         allowed = f"; the manifest allows {may_miss:.1%}" if may_miss else ""
         raise DataError(
-            f"{len(missing)} of {len(records)} images are not there{allowed}; the first is {missing[0].source}, named by"
+            f"{len(missing)} of {len(records)} images are not there{allowed}; the first is"
+            f" {missing[0].source}, named by"
             f" {missing[0].where}: complete the data folder, or raise may_miss in the manifest"
         )
     return len(missing)
@@ -260,23 +271,21 @@ def _check_size(record: Record, size: tuple[int, int], inspector: Inspector) -> 
         x0, y0, x1, y1 = record.window
         if not (0 <= x0 < x1 <= size[1] and 0 <= y0 < y1 <= size[0]):
             raise DataError(
-                f"{record.where}: the window {list(record.window)} leaves the image of {size[0]}×{size[1]} pixels"
+                f"{record.where}: the window {list(record.window)} leaves the image of {size[0]}×{size[1]}"
+                f" pixels"
             )
 
 
+def _window(entry: Entry) -> tuple[int, int, int, int]:
+    return entry.record.window or (0, 0, entry.size[1], entry.size[0])
+
+
 def _has_truth(entry: Entry) -> bool:
-    record = entry.record
-    x0, y0, x1, y1 = record.window or (0, 0, entry.size[1], entry.size[0])
-    if record.mask is not None:
-        return bool(_whole_mask(entry)[y0:y1, x0:x1].any())
-    return bool(seen(record.boxes, (x0, y0, x1, y1)))
+    x0, y0, x1, y1 = window = _window(entry)
+    if entry.record.mask is not None:
+        return bool(_whole_mask(entry.record.mask)[y0:y1, x0:x1].any())
+    return bool(seen(entry.record.boxes, window))
 
 
-def _whole_mask(entry: Entry) -> MaskArray:
-    mask = entry.record.mask
-    if mask is None:
-        raise ValueError(f"sample {entry.record.id} has no mask file")
+def _whole_mask(mask: MaskFile) -> MaskArray:
     return read_mask(mask.path, mask.value)
-
-
-__all__ = ["PIXELS_VERSION", "Array", "Dataset", "Entry", "Split", "View", "open_dataset", "seen"]

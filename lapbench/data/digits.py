@@ -162,7 +162,7 @@ def _apart(a: Box, b: Box) -> bool:
 
 
 def _texture(name: str, side: int) -> npt.NDArray[np.int32]:
-    """Return a background of smooth noise in three octaves, its level and contrast drawn per image."""
+    """Return smooth noise in three octaves, its level and contrast drawn per image."""
     chance = Chance(f"lapbench digits {VERSION} texture {name}", 4096 + 2 * (side + 8) ** 2)
     total = np.full((side, side), chance.between(15, 60) * 255 * 256.0)
     for step, strongest in ((16, 60), (8, 45), (4, 30)):
@@ -184,7 +184,7 @@ def _with_noise(canvas: npt.NDArray[np.int32], name: str) -> Array:
 
 @cache
 def _blend(side: int, step: int) -> npt.NDArray[np.float64]:
-    """Return the (side, nodes) matrix of linear interpolation between nodes ``step`` apart, times ``step``."""
+    """Return (side, nodes): linear interpolation between nodes ``step`` apart, times ``step``."""
     matrix = np.zeros((side, (side - 1) // step + 2))
     at = np.arange(side)
     matrix[at, at // step] = step - at % step
@@ -194,7 +194,7 @@ def _blend(side: int, step: int) -> npt.NDArray[np.float64]:
 
 @cache
 def _opacity(index: int, height: int) -> Bytes:
-    """Return a source digit scaled smoothly to about that height and trimmed to its ink: (h, w), 0..255."""
+    """Return a source digit scaled to about that height and trimmed to its ink: (h, w), 0..255."""
     ink = _trim(_source()[0][index], 4)
     width = max(5, (2 * ink.shape[1] * height + ink.shape[0]) // (2 * ink.shape[0]))
     down, across = _enlarge(ink.shape[0], height), _enlarge(ink.shape[1], width)
@@ -205,12 +205,12 @@ def _opacity(index: int, height: int) -> Bytes:
 
 
 def _enlarge(old: int, new: int) -> npt.NDArray[np.float64]:
-    """Return the (new, old + 2) matrix of linear interpolation at pixel centres, zero outside, times 2·new."""
+    """Return (new, old + 2): linear interpolation at pixel centres, zero outside, times 2·new."""
     matrix = np.zeros((new, old + 2))
     at = np.arange(new)
     position = (2 * at + 1) * old + new  # of the centre, in units of 1/(2·new) source pixels, border included
     matrix[at, position // (2 * new)] = 2 * new - position % (2 * new)
-    matrix[at, np.minimum(position // (2 * new) + 1, old + 1)] += position % (2 * new)
+    matrix[at, position // (2 * new) + 1] = position % (2 * new)
     return matrix
 
 
@@ -222,7 +222,7 @@ def _trim(image: Bytes, level: int) -> Bytes:
 
 @cache
 def _pool(split: str, written: int) -> tuple[int, ...]:
-    """Return the source digits of one class that belong to a split: about 70, 15 and 15 % by hash of their index."""
+    """Return the source digits of one class in a split: about 70, 15 and 15 %, by hash of their index."""
     labels = _source()[1]
     return tuple(i for i in range(len(labels)) if labels[i] == written and _split_of(i) == split)
 
@@ -234,7 +234,7 @@ def _split_of(index: int) -> str:
 
 @cache
 def _source() -> tuple[Bytes, Bytes]:
-    """Return the images (1797, 8, 8), 0..16, and labels (1797,) of the source. Errors: DataError if they changed."""
+    """Return images (1797, 8, 8), 0..16, and labels (1797,), of the source. DataError if changed."""
     from sklearn.datasets import load_digits  # takes seconds to import
 
     bunch = load_digits()
@@ -242,8 +242,8 @@ def _source() -> tuple[Bytes, Bytes]:
     found = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     if found != _SOURCE_DIGEST:
         raise DataError(
-            f"scikit-learn's handwritten digits are not the ones that lapbench draws from (SHA-256 {found}, wanted"
-            f" {_SOURCE_DIGEST}): install another version of scikit-learn"
+            f"scikit-learn's handwritten digits are not the ones that lapbench draws from (SHA-256 {found},"
+            f" wanted {_SOURCE_DIGEST}): install another version of scikit-learn"
         )
     return images, labels
 
@@ -256,7 +256,8 @@ def _check(scene: Scene) -> None:
             )
     if scene.height[1] * 2 > scene.canvas or scene.height[0] < 8:
         raise DefinitionError(
-            f"reader 'digits': height must lie between 8 and half of the canvas ({scene.canvas // 2}), found {list(scene.height)}"
+            f"reader 'digits': height must lie between 8 and half of the canvas ({scene.canvas // 2}),"
+            f" found {list(scene.height)}"
         )
     if scene.objects[1] > 16:
         raise DefinitionError(f"reader 'digits': at most 16 objects, found {scene.objects[1]}")

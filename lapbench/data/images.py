@@ -1,12 +1,13 @@
 """Image files become float32 arrays of the size that the network sees; masks move along.
 
-Whatever the file's form, an image is (C, H, W) in [0, 1] with C = 1 for grey and 3 for colour, as it is meant to
-be displayed: rotated as its EXIF tag says, transparent parts composed over white, 16-bit grey divided by 65535.
+Whatever the file's form, an image is (C, H, W) in [0, 1] with C = 1 for grey and 3 for colour, as it is meant
+to be displayed: rotated as its EXIF tag says, transparent parts composed over white, 16-bit grey divided by
+65535.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def read_image(path: Path) -> FloatArray:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Return height and width of the displayed image from the file's header alone. Errors: as `read_image`."""
+    """Return height and width of the displayed image, from the header alone. Errors: as `read_image`."""
     with _opened(path) as image:
         turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         return (image.width, image.height) if turned else (image.height, image.width)
@@ -50,10 +51,12 @@ def read_mask(path: Path, value: int | None = None) -> MaskArray:
     with _opened(path) as image:
         if image.mode not in ("1", "L", "P", "I", *_SIXTEEN_BITS):
             raise DataError(
-                f"{path}: a mask needs one number per pixel (grey or palette), found mode {image.mode}: convert it"
+                f"{path}: a mask needs one number per pixel (grey or palette), found mode {image.mode}:"
+                f" convert it"
             )
         levels = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
-    return levels != 0 if value is None else levels == value
+    mask: MaskArray = levels != 0 if value is None else levels == value
+    return mask
 
 
 def to_channels(image: FloatArray, channels: int) -> FloatArray:
@@ -62,11 +65,12 @@ def to_channels(image: FloatArray, channels: int) -> FloatArray:
         return image
     if channels == 3:
         return np.repeat(image, 3, axis=0)
-    return np.einsum("c,chw->hw", _LUMINANCE, image)[None]
+    grey: FloatArray = np.einsum("c,chw->hw", _LUMINANCE, image)[None]
+    return grey
 
 
 def resize_image(image: FloatArray, size: tuple[int, int]) -> FloatArray:
-    """Return (C, H, W) at another height and width: bilinear, averaging over the footprint when it shrinks."""
+    """Return (C, H, W) at another size: bilinear, averaging over the footprint where it shrinks."""
     if image.shape[1:] == size:
         return image
     height, width = size
@@ -95,18 +99,19 @@ def resize_mask(mask: MaskArray, size: tuple[int, int]) -> MaskArray:
 
 
 def _covered(mask: MaskArray, size: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """Return how much of every new pixel is covered, in units of 1 / (old height · old width): whole numbers."""
+    """Return how much of every new pixel is covered, in whole units of 1 / (old height · old width)."""
     down, across = _overlap(mask.shape[0], size[0]), _overlap(mask.shape[1], size[1])
     covered: npt.NDArray[np.float64] = down @ mask.astype(np.float64) @ across.T
     return covered
 
 
-@cache
+@lru_cache(maxsize=16)
 def _overlap(old: int, new: int) -> npt.NDArray[np.float64]:
-    """Return (new, old): the length that a new and an old pixel share, in units of 1 / (old · new) of the side."""
+    """Return (new, old): the length that two pixels share, in units of 1 / (old · new) of the side."""
     starts_new, starts_old = np.arange(new)[:, None] * old, np.arange(old)[None] * new
     shared = np.minimum(starts_new + old, starts_old + new) - np.maximum(starts_new, starts_old)
-    return np.maximum(shared, 0).astype(np.float64)
+    overlap: npt.NDArray[np.float64] = np.maximum(shared, 0).astype(np.float64)
+    return overlap
 
 
 @contextmanager
@@ -147,7 +152,8 @@ def _to_float(image: Image.Image, path: Path) -> FloatArray:
         return (np.asarray(image).astype(np.float32) / np.float32(65535))[None]
     if image.mode in ("I", "F"):
         raise DataError(
-            f"{path}: pixels of mode {image.mode} (32 bit) have no declared white: convert the file to 8 or 16 bit"
+            f"{path}: pixels of mode {image.mode} (32 bit) have no declared white: convert the file to 8 or"
+            f" 16 bit"
         )
     is_grey = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:

@@ -17,7 +17,7 @@ class Reader(Table):
     """The registered function that reads the annotation, and its parameters."""
 
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("name")
     @classmethod
@@ -34,10 +34,11 @@ class Reader(Table):
 
 
 class Part(Table):
-    """One split: the samples that a list file names, or a share of the groups of a split that the reader yields.
+    """One split: the samples that a list file names, or a share of the groups that the reader yields.
 
     Without ``ids``, a group (patient, board; by default the image itself) belongs here when its hash with the
-    seed, a number in [0, 1), lies in [share[0], share[1]): the whole group goes the same way on every machine.
+    seed, a number in [0, 1), lies in [share[0], share[1]): the whole group goes the same way on every
+    machine.
     """
 
     source: str | None = None  # the reader's split; none: all samples
@@ -57,12 +58,12 @@ class Part(Table):
 class Manifest(Table):
     """What a data set is.
 
-    classes: their order gives the labels. folder: where the data lies under a data root that holds several data
-    sets. root: the data root where neither an option nor the environment names one, relative to the manifest.
-    embedded: the reader makes the images itself; no files are looked for. may_miss: the largest share of samples
-    whose image may be absent; they are left out and counted. files: SHA-256 of annotation files by their path
-    under the root, checked where the file is there.
-    splits: declared splits; none: as the reader yields them.
+    classes: their order gives the labels. folder: where the data lies under a data root that holds several
+    data sets. root: the data root where neither an option nor the environment names one, relative to the
+    manifest. embedded: the reader makes the images itself; no files are looked for. may_miss: the largest
+    share of samples whose image may be absent; they are left out and counted. files: SHA-256 of annotation
+    files by their path under the root, checked where the file is there. splits: declared splits; none: as the
+    reader yields them.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -78,8 +79,8 @@ class Manifest(Table):
     root: Path | None = None
     may_miss: Annotated[float, Field(ge=0, lt=1)] = 0.0
     reader: Reader
-    files: dict[str, Digest] = {}
-    splits: dict[str, Part] = {}
+    files: dict[str, Digest] = Field(default_factory=dict)
+    splits: dict[str, Part] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -10,7 +10,7 @@ VARIABLE = "LAPBENCH_DATA"
 
 
 def find_root(manifest: Manifest, given: Path | None) -> Path | None:
-    """Return the folder that holds the data set: under the given root, else $LAPBENCH_DATA, else the manifest's.
+    """Return the folder of the data set: under the given root, else $LAPBENCH_DATA, else the manifest's.
 
     A root may be the folder of the data set itself, or hold it under the manifest's ``folder``. None for an
     embedded data set. Errors: DataError saying what was looked for and where.
@@ -33,12 +33,14 @@ def find_root(manifest: Manifest, given: Path | None) -> Path | None:
     source = f"; the data set is published at {manifest.url}" if manifest.url else ""
     if base is None:
         raise DataError(
-            f"data set {manifest.name!r} needs files, and no data root is named: give --data DIR, or set {VARIABLE}{source}"
+            f"data set {manifest.name!r} needs files, and no data root is named: give --data DIR, or set"
+            f" {VARIABLE}{source}"
         )
     inside = base / manifest.folder
     if not inside.is_dir() and not base.is_dir():
         raise DataError(
-            f"data set {manifest.name!r}: there is no folder {base}, which {said_by} names as the data root: give"
+            f"data set {manifest.name!r}: there is no folder {base}, which {said_by} names as the data"
+            f" root: give"
             f" --data DIR, or set {VARIABLE}, to a folder that holds the data set{source}"
         )
     return inside if inside.is_dir() else base
@@ -52,7 +54,8 @@ def inside(root: Path, path: str, *, where: str) -> Path:
     full = root / posix
     if not full.resolve().is_relative_to(root.resolve()):
         raise DataError(
-            f"{where}: the path {path!r} leaves the data root {root} through a link: put the files inside, or name as"
+            f"{where}: the path {path!r} leaves the data root {root} through a link: put the files inside,"
+            f" or name as"
             " data root the folder that holds them"
         )
     return full

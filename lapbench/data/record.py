@@ -21,7 +21,10 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class MaskFile:
-    """An annotated mask of the image's size; value: the grey level or palette index that is the object, None: every one but 0."""
+    """An annotated mask of the image's size.
+
+    value: the grey level or palette index that is the object; None: every one but 0.
+    """
 
     path: Path
     value: int | None = None
@@ -31,12 +34,12 @@ class MaskFile:
 class Record:
     """One sample as its annotation states it.
 
-    id: unique within the data set. split: as the annotation names it; "" where it names none. label: a class name.
-    source: the image file, or pixels to be drawn. boxes: half-open, in pixels of the whole displayed image
-    (after EXIF rotation). mask: takes the place of boxes as truth. window: the part (x0, y0, x1, y1) of the
-    image that is the sample, None: all. group: what splits may not tear apart (patient, board); "": the id.
-    declared_size: the height and width that the annotation claims, checked against the file. where: the file
-    and row that errors name.
+    id: unique within the data set. split: as the annotation names it; "" where it names none. label: a class
+    name. source: the image file, or pixels to be drawn. boxes: half-open, in pixels of the whole displayed
+    image (after EXIF rotation). mask: takes the place of boxes as truth. window: the part (x0, y0, x1, y1) of
+    the image that is the sample, None: all. group: what splits may not tear apart (patient, board); "": the
+    id. declared_size: the height and width that the annotation claims, checked against the file. where: the
+    file and row that errors name.
     """
 
     id: str

@@ -7,6 +7,7 @@ from pathlib import Path
 from lapbench.data.manifest import Part
 from lapbench.data.paths import inside
 from lapbench.data.record import Record
+from lapbench.data.text import read_lines
 from lapbench.errors import DataError, suggest
 
 
@@ -58,28 +59,22 @@ def _members(name: str, part: Part, records: Sequence[Record], root: Path | None
     if part.ids is not None:
         return _listed(name, part.ids, records, root)
     low, high = part.share
-    return [
-        r for r in records
-        if (part.source is None or r.split == part.source) and low <= share_of(r.group or r.id, part.seed) < high
-    ]  # fmt: skip
+    own = [record for record in records if part.source is None or record.split == part.source]
+    return [record for record in own if low <= share_of(record.group or record.id, part.seed) < high]
 
 
 def _listed(name: str, file: str, records: Sequence[Record], root: Path | None) -> list[Record]:
     if root is None:
         raise DataError(f"split {name!r}: an embedded data set has no list file {file!r}")
     path = inside(root, file, where=f"split {name!r}")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: the list of split {name!r} cannot be read: {error}") from None
     known = {record.id: record for record in records}
     chosen: dict[str, Record] = {}
-    for number, line in enumerate(lines, start=1):
-        sample_id = line.strip()
-        if not sample_id:
-            continue
+    for where, sample_id in read_lines(path):
         if sample_id not in known:
-            raise DataError(f"{path}:{number}: there is no sample {sample_id!r}{suggest(sample_id, known)}")
+            raise DataError(
+                f"{where}: there is no sample {sample_id!r} among the {len(known)} of the annotation, such as"
+                f" {next(iter(known))!r}"
+            )
         chosen[sample_id] = known[sample_id]
     return list(chosen.values())
 
@@ -108,6 +103,7 @@ def _check_groups(divided: Mapping[str, Sequence[Record]]) -> None:
             split, first = home.setdefault(record.group or record.id, (name, record.id))
             if split != name:
                 raise DataError(
-                    f"samples {first!r} and {record.id!r} belong together (group {record.group or record.id!r}) but stand"
+                    f"samples {first!r} and {record.id!r} belong together (group"
+                    f" {record.group or record.id!r}) but stand"
                     f" in the splits {split!r} and {name!r}: the scores would be measured on what was learnt"
                 )

@@ -1,12 +1,12 @@
 """DeepPCB: windows around the defects of circuit boards, and the same windows of their defect-free twins.
 
-Tang, He, Huang, Yang: Online PCB Defect Detector On A New PCB Defect Dataset (2019), arXiv:1902.06197: 1500 pairs
-of 640×640 pixels, binarised, aligned, with boxes around the defects.
+Tang, He, Huang, Yang: Online PCB Defect Detector On A New PCB Defect Dataset (2019), arXiv:1902.06197: 1500
+pairs of 640×640 pixels, binarised, aligned, with boxes around the defects.
 
 The box convention is inclusive, counted from 0: the publishers' annotation tool marks the pixels from
-``x − margin − pen`` to ``x + margin + pen`` around the pen at x, stops at the last pixel (``width − 1``), and draws
-its boxes with both corners inside. On the boards themselves the defects (test minus twin) then lie in the middle
-of their boxes; read as half-open, they would sit off-centre by half a pixel.
+``x − margin − pen`` to ``x + margin + pen`` around the pen at x, stops at the last pixel (``width − 1``), and
+draws its boxes with both corners inside. On the boards themselves the defects (test minus twin) then lie in
+the middle of their boxes; read as half-open, they would sit off-centre by half a pixel.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ from pydantic import PositiveInt
 
 from lapbench.data.boxes import clip, to_half_open
 from lapbench.data.paths import inside
-from lapbench.data.readers.text import numbers, read_lines, read_rows
 from lapbench.data.record import Record
+from lapbench.data.text import numbers, read_lines, read_rows
 from lapbench.errors import DataError
 from lapbench.registry import reader
 from lapbench.types import Box
@@ -53,9 +53,9 @@ def read_deeppcb(
 
     A defect that no earlier window of its board holds whole gets a window of its own; its place around the
     defect is drawn by hash so that few other boxes are cut. A cut box counts, clipped, when at least half of
-    it is inside: of a smaller part only the margin that the annotators left around the defect shows, as a rule.
-    The two layouts read are the published one (PCBData/trainval.txt, test.txt and a text file a board) and one
-    table (boxes.csv: pair, split, x1, y1, x2, y2, and images/PAIR_test.png, images/PAIR_temp.png).
+    it is inside: of a smaller part only the margin that the annotators left around the defect shows, as a
+    rule. The two layouts read are the published one (PCBData/trainval.txt, test.txt and a text file a board)
+    and one table (boxes.csv: pair, split, x1, y1, x2, y2, and images/PAIR_test.png, images/PAIR_temp.png).
     Errors: DataError for a folder in neither layout and for broken rows.
     """
     records = []
@@ -73,7 +73,7 @@ def read_deeppcb(
 
 
 def place_windows(board: Board, side: int, board_side: int) -> list[Window]:
-    """Return the windows of a board: every box lies whole in one of them, if it is not larger than a window."""
+    """Return the windows of a board; every box that is not larger than a window lies whole in one of them."""
     places: list[Window] = []
     for box in sorted(board.boxes, key=lambda b: (b.y0, b.x0, b.y1, b.x1)):
         if any(_share_inside(box, place) == 1 for place in places):
@@ -96,7 +96,7 @@ def _share_inside(box: Box, window: Window) -> float:
 
 
 def _jittered(key: str, box: Box, side: int, board_side: int) -> Window:
-    """Return a window inside the board that holds the box, or its middle where it is too large; place by hash."""
+    """Return a window on the board that holds the box, or its middle where that is too large; by hash."""
     chance = hashlib.sha256(key.encode()).digest()
     x0 = _start(int(box.x0), int(box.x1), side, board_side, int.from_bytes(chance[:4], "big"))
     y0 = _start(int(box.y0), int(box.y1), side, board_side, int.from_bytes(chance[4:8], "big"))
@@ -118,13 +118,17 @@ def _boards(root: Path) -> list[Board]:
     if (root / "boxes.csv").is_file():
         return list(_table(root))
     raise DataError(
-        f"{root}: no DeepPCB here; looked for {' and '.join(_LISTS.values())} (the published layout), then for boxes.csv:"
+        f"{root}: no DeepPCB here; looked for {' and '.join(_LISTS.values())} (the published layout), then"
+        f" for boxes.csv:"
         " name as data root the folder that holds PCBData"
     )
 
 
 def _published(root: Path) -> Iterator[Board]:
-    """Yield the boards of the published layout: a line is ``GROUP/ID.jpg GROUP_not/ID.txt``, images end in _test, _temp."""
+    """Yield the boards of the published layout.
+
+    A line of the lists is ``GROUP/ID.jpg GROUP_not/ID.txt``; the images are ID_test.jpg and ID_temp.jpg.
+    """
     for split, name in _LISTS.items():
         for where, line in read_lines(root / name):
             parts = line.split()
