@@ -1,0 +1,189 @@
+"""What a recipe trains for: which loss terms, summed over the LAPs, with which weights."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lapbench.benchmark import Concept, Recipe
+from lapbench.errors import TrainingError
+from lapbench.models.lap import LAP, ConceptScoring, LapRecord
+from lapbench.train import losses
+from lapbench.train.images import Batch
+
+AUXILIARY_WEIGHTS = {"InceptionOutputs": 0.4, "GoogLeNetOutputs": 0.3}
+"""Weight of the auxiliary classifiers' cross-entropy, by the type of what the network returns in training.
+
+0.3: Szegedy et al., "Going deeper with convolutions", CVPR 2015, section 5. 0.4: customary for Inception V3.
+"""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A recipe with the concepts of the plugged network; heads: the classes of every concept head."""
+
+    recipe: Recipe
+    concepts: tuple[Concept, ...] = ()
+    heads: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def needs_truth(self) -> bool:
+        """Whether masks and boxes take part."""
+        return self.recipe.supervision == "boxes"
+
+    @property
+    def needs_discriminators(self) -> bool:
+        """Whether a discriminative scoring module ranks the pixels of any term."""
+        switches = self.recipe.losses
+        if self.recipe.supervision == "none" or switches.rank_source == "self":
+            return False
+        return self.recipe.supervision == "weak" or switches.rank_source_iar == "dsm"
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each term in the total, by its name."""
+        switches = self.recipe.losses
+        weights = {"cross_entropy": switches.cross_entropy}
+        if self.recipe.supervision == "weak":
+            weights["concept_discrimination"] = switches.concept_discrimination
+            weights["concordance"] = switches.concordance
+        elif self.recipe.supervision == "boxes":
+            weights["boxes"] = switches.boxes
+        if self.needs_discriminators:
+            served = switches.boxes if self.recipe.supervision == "boxes" else switches.concept_discrimination
+            weights["dsm"] = served if switches.dsm_weight is None else switches.dsm_weight
+        return weights
+
+
+def make_discriminators(laps: Mapping[str, LAP]) -> nn.ModuleDict:
+    """Return a discriminative scoring module for every LAP, made like its own one but drawn anew."""
+    modules = nn.ModuleDict()
+    for name, lap in laps.items():
+        module: ConceptScoring = copy.deepcopy(lap.scoring)
+        module.aggregator = None  # it ranks pixels; there is nothing to pool
+        module.reset_parameters()
+        modules[_key(name)] = module
+    return modules
+
+
+def cross_entropy(output: Tensor | tuple[Tensor | None, ...], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss and the logits (B, classes) of a network's output, auxiliary classifiers included."""
+    if isinstance(output, Tensor):
+        return F.cross_entropy(output.float(), labels), output
+    logits, *auxiliary = output
+    kind = type(output).__name__
+    if kind not in AUXILIARY_WEIGHTS:
+        raise TrainingError(
+            f"in training the network returns {kind}, but a tensor of logits was wanted, "
+            f"or logits with auxiliary ones ({', '.join(AUXILIARY_WEIGHTS)})"
+        )
+    weight = AUXILIARY_WEIGHTS[kind]
+    loss = F.cross_entropy(cast(Tensor, logits).float(), labels)
+    for extra in auxiliary:
+        if extra is not None:
+            loss = loss + weight * F.cross_entropy(extra.float(), labels)
+    return loss, cast(Tensor, logits)
+
+
+def map_terms(
+    objective: Objective, records: Sequence[LapRecord], discriminators: nn.ModuleDict, batch: Batch
+) -> dict[str, Tensor]:
+    """Return the terms on concept maps by name, each summed over the recorded LAPs, without their weights."""
+    if objective.recipe.supervision == "none":
+        return {}
+    switches = objective.recipe.losses
+    presence = losses.concept_presence(batch.labels, objective.heads)
+    scores: list[Tensor | None] = [None] * len(records)
+    terms = {}
+    if objective.needs_discriminators:
+        # detached: the module must not bend the features to its own purpose
+        own = [discriminators[_key(record.name)](record.inputs.detach()) for record in records]
+        terms["dsm"] = _total(
+            losses.dsm_loss(
+                q,
+                presence,
+                objective.concepts,
+                mean_over_pixels=switches.cd_mean_over_pixels,
+                over_concepts=switches.cd_over_concepts,
+            )
+            for q in own
+        )
+        scores = list(own)
+    if objective.recipe.supervision == "weak":
+        return terms | _weak_terms(objective, records, scores, presence)
+    return terms | {"boxes": _box_term(objective, records, scores, presence, batch)}
+
+
+def _weak_terms(
+    objective: Objective, records: Sequence[LapRecord], scores: Sequence[Tensor | None], presence: Tensor
+) -> dict[str, Tensor]:
+    switches = objective.recipe.losses
+    discrimination = [
+        losses.concept_discrimination(
+            record.logits,
+            presence,
+            objective.concepts,
+            ranking=ranking,
+            ranking_inactive=ranking if switches.rank_source_iar == "dsm" else None,
+            mean_over_pixels=switches.cd_mean_over_pixels,
+            over_concepts=switches.cd_over_concepts,
+            rounding=switches.k_rounding,
+        )
+        for record, ranking in zip(records, scores, strict=True)
+    ]
+    agreement = [
+        losses.concordance(
+            shallow.logits,
+            deep.logits,
+            threshold=switches.js_threshold,
+            resize=switches.js_resize,
+            form=switches.js_form,
+            stop_gradient=switches.js_stop_gradient,
+            pixels=switches.js_pixels,
+        )
+        for shallow, deep in pairwise(records)
+    ]
+    return {"concept_discrimination": _total(discrimination), "concordance": _total(agreement)}
+
+
+def _box_term(
+    objective: Objective,
+    records: Sequence[LapRecord],
+    scores: Sequence[Tensor | None],
+    presence: Tensor,
+    batch: Batch,
+) -> Tensor:
+    switches = objective.recipe.losses
+    if batch.masks is None:
+        raise ValueError("supervision by boxes needs batches with masks")
+    terms = []
+    for record, ranking in zip(records, scores, strict=True):
+        size = (record.logits.shape[2], record.logits.shape[3])
+        truth = losses.resize_truth(batch.masks, batch.boxes, size, mode=switches.box_resize)
+        terms.append(
+            losses.box_supervision(
+                record.logits,
+                presence,
+                truth,
+                objective.concepts,
+                ranking_inactive=ranking if switches.rank_source_iar == "dsm" else None,
+                positive_weight=switches.bb_positive_weight,
+                over_concepts=switches.cd_over_concepts,
+                rounding=switches.k_rounding,
+            )
+        )
+    return _total(terms)
+
+
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(terms) or [torch.zeros(())]).sum()
+
+
+def _key(name: str) -> str:
+    """Return a LAP's name as a key of a ModuleDict, which allows no dots."""
+    return name.replace(".", "/")
