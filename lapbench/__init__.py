@@ -1,1 +1,44 @@
-"""Measure how well importance maps of CNNs point at what is really there."""
+"""Measure how well importance maps of CNNs point at what is really there.
+
+The functions behind the commands, the LAP layer, and what a new explainer needs. Names are imported when they
+are first used, so that `import lapbench` costs nothing.
+"""
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lapbench.benchmark import Benchmark, Concept, Plug, load_benchmark
+    from lapbench.explain import Maps, check_explainer
+    from lapbench.models import AdaptiveLAP2d, LAP2d, plug
+    from lapbench.pipeline import Job, Workspace, explain, report, run, score, train
+    from lapbench.registry import architecture, explainer, reader
+
+_HOMES = {
+    "benchmark": ("Benchmark", "Concept", "Plug", "load_benchmark"),
+    "explain": ("Maps", "check_explainer"),
+    "models": ("AdaptiveLAP2d", "LAP2d", "plug"),
+    "pipeline": ("Job", "Workspace", "explain", "report", "run", "score", "train"),
+    "registry": ("architecture", "explainer", "reader"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__version__ = version("lapbench")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_HOME, "__version__"])
+
+
+__all__ = [
+    "AdaptiveLAP2d", "Benchmark", "Concept", "Job", "LAP2d", "Maps", "Plug", "Workspace", "architecture",
+    "check_explainer", "explain", "explainer", "load_benchmark", "plug", "reader", "report", "run", "score",
+    "train",
+]  # fmt: skip

@@ -21,7 +21,9 @@ from lapbench.registry import architectures, check_parameters, explainers
 from lapbench.toml import Table, read_toml
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-RowName = Annotated[str, Field(pattern=r"^[^,\r\n]+$", max_length=60)]  # commas separate names on the command line
+RowName = Annotated[
+    str, Field(pattern=r"^[^,\r\n]+$", max_length=60)
+]  # commas separate names on the command line
 
 
 class Data(Table):
@@ -212,7 +214,7 @@ class Explainer(Table):
 
 
 class Protocol(Table):
-    """How maps become scores: the evaluation of the LAP paper with its Appendix B; open points are switches."""
+    """How maps become scores: the LAP paper's evaluation with its Appendix B; open points are switches."""
 
     target: str = "label"  # the class explained: "label", "predicted", or the name of one class for all
     selections: tuple[Literal["threshold", "top-k", "native"], ...] = ("threshold", "top-k", "native")
@@ -281,7 +283,7 @@ def select(
     explainers: tuple[str, ...] = (),
     seed: int | None = None,
 ) -> Benchmark:
-    """Return the benchmark with fewer models or explainers (by row or registered name), or with another seed.
+    """Return the benchmark with fewer models or explainers (by row or registered name), or another seed.
 
     Errors: UnknownNameError for a name that the definition does not hold.
     """

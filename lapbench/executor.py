@@ -15,9 +15,9 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Task:
-    """One shard to make: the name it will have, and the function that computes it."""
+    """One shard to make: the name and digest it will have, and the function that computes it."""
 
-    folder: str
+    name: str
     digest: str
     size: int  # samples
     compute: Callable[[], Shard]
@@ -31,9 +31,9 @@ def make(tasks: Sequence[Task], store: MapStore, progress: Progress, text: str) 
     total = sum(task.size for task in tasks)
     done = 0
     for task in tasks:
-        if not store.has(task.folder, task.digest):
+        if not store.has(task.name, task.digest):
             progress(done, total, text)
-            store.write(task.folder, task.digest, task.compute())
+            store.write(task.name, task.digest, task.compute())
         done += task.size
     progress(total, total, text)
 

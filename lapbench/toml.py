@@ -105,7 +105,7 @@ def _fault(item: Any, model: type[BaseModel], data: Any, lines: Mapping[Path_, i
         message = "this field is missing"
     else:
         found = repr(item["input"])
-        if len(found) <= 80 and not isinstance(item["input"], dict):
+        if item["type"] != "value_error" and len(found) <= 80 and not isinstance(item["input"], dict):
             message += f" (found {found})"
     return f"{where}:{line}: {name}: {message}"
 

@@ -1,0 +1,321 @@
+"""The commands: the only place that prints, draws progress or exits.
+
+Exit codes: 0 done; 1 a check found a fault; 2 wrong usage, definition, data or weights; 3 the leaderboard is
+incomplete (some rows have a reason instead of a number); 130 interrupted.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from lapbench.errors import LapbenchError
+
+if TYPE_CHECKING:
+    from lapbench.store import Entry, MapStore
+
+app = typer.Typer(
+    name="lapbench",
+    help="Measure how well importance maps of CNNs point at what is really there.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+maps_app = typer.Typer(help="List, check and export the maps in the cache.", no_args_is_help=True)
+app.add_typer(maps_app, name="maps")
+out_console = Console()
+err_console = Console(stderr=True)
+
+Definition = Annotated[str, typer.Argument(help="A shipped benchmark's name, or the path of a TOML file.")]
+Out = Annotated[Path | None, typer.Option(help="Where reports go. [default: reports/NAME]")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="LAPBENCH_CACHE", help="Where weights and maps are kept. [default: the user's cache]"
+    ),
+]
+Data = Annotated[
+    Path | None, typer.Option(envvar="LAPBENCH_DATA", help="The folder that holds the data set's files.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N samples of each split.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where networks run.")]
+Models = Annotated[str, typer.Option(help="Only these models, separated by commas.")]
+Explainers = Annotated[str, typer.Option(help="Only these explainers, separated by commas.")]
+Seed = Annotated[int | None, typer.Option(help="Train with this one seed instead of the definition's.")]
+
+
+@app.command()
+def run(
+    name: Definition,
+    out: Out = None,
+    cache: Cache = None,
+    data: Data = None,
+    limit: Limit = None,
+    device: Device = "auto",
+    models: Models = "",
+    explainers: Explainers = "",
+    seed: Seed = None,
+) -> None:
+    """Do the main job: train, explain, score and rank, making only what is missing."""
+    _stage("run", name, out, cache, data, limit, device, models, explainers, seed)
+
+
+@app.command()
+def train(
+    name: Definition,
+    out: Out = None,
+    cache: Cache = None,
+    data: Data = None,
+    limit: Limit = None,
+    device: Device = "auto",
+    models: Models = "",
+    seed: Seed = None,
+) -> None:
+    """Train the networks of a benchmark that are not in the cache yet."""
+    _stage("train", name, out, cache, data, limit, device, models, "", seed)
+
+
+@app.command()
+def explain(
+    name: Definition,
+    out: Out = None,
+    cache: Cache = None,
+    data: Data = None,
+    limit: Limit = None,
+    device: Device = "auto",
+    models: Models = "",
+    explainers: Explainers = "",
+    seed: Seed = None,
+) -> None:
+    """Draw the maps that are missing, with weights that are there."""
+    _stage("explain", name, out, cache, data, limit, device, models, explainers, seed)
+
+
+@app.command()
+def score(
+    name: Definition,
+    out: Out = None,
+    cache: Cache = None,
+    data: Data = None,
+    limit: Limit = None,
+    models: Models = "",
+    explainers: Explainers = "",
+    seed: Seed = None,
+) -> None:
+    """Fit thresholds and score the maps that are there."""
+    _stage("score", name, out, cache, data, limit, "auto", models, explainers, seed)
+
+
+@app.command()
+def report(
+    name: Definition,
+    out: Out = None,
+    cache: Cache = None,
+    data: Data = None,
+    limit: Limit = None,
+    models: Models = "",
+    explainers: Explainers = "",
+    seed: Seed = None,
+) -> None:
+    """Write the leaderboard and the pictures from scores that are there."""
+    _stage("report", name, out, cache, data, limit, "auto", models, explainers, seed)
+
+
+def _stage(
+    stage: Literal["run", "train", "explain", "score", "report"],
+    name: str,
+    out: Path | None,
+    cache: Path | None,
+    data: Path | None,
+    limit: int | None,
+    device: Literal["auto", "cpu", "cuda"],
+    models: str,
+    explainers: str,
+    seed: int | None,
+) -> None:
+    """Run one stage of the pipeline, or all of them, with progress bars and exit codes."""
+    with guarded():
+        with err_console.status("loading torch …"):
+            from lapbench import benchmark, pipeline, report
+        definition = benchmark.select(
+            benchmark.load_benchmark(name), models=_names(models), explainers=_names(explainers), seed=seed
+        )
+        with Bars() as bars:
+            workspace = pipeline.Workspace(
+                out=out or Path("reports") / definition.name,
+                cache=cache or pipeline.default_cache(),
+                data=data,
+                limit=limit,
+                device=device,
+                progress=bars.update,
+                notify=bars.note,
+            )
+            job = pipeline.Job(definition, workspace)
+            board = getattr(pipeline, stage)(job)
+        if board is None:
+            return
+        out_console.print(report.render_terminal(board))
+        out_console.print(f"\nWritten to {workspace.out}/; weights and maps are kept in {workspace.cache}")
+        if not all(row.complete or row.control for row in board.rows):
+            raise typer.Exit(3)
+
+
+@app.command("ls")
+def list_names(
+    kind: Annotated[Literal["benchmarks", "explainers", "models", "data"], typer.Argument()],
+) -> None:
+    """List what a definition may name."""
+    with guarded():
+        from lapbench.pipeline import listing
+
+        kinds = {
+            "benchmarks": listing.benchmarks,
+            "explainers": listing.explainers_known,
+            "models": listing.models,
+            "data": listing.data,
+        }
+        _print_table(*kinds[kind]())
+
+
+@app.command()
+def doctor(cache: Cache = None) -> None:
+    """Say what is installed, what works and what is missing."""
+    with guarded():
+        from lapbench.doctor import examine
+        from lapbench.pipeline import default_cache
+
+        marks = {"ok": "[green]ok[/]", "absent": "[dim]–[/]", "fault": "[red]fault[/]"}
+        findings = examine(cache or default_cache())
+        table = Table(box=None, show_header=False)
+        for finding in findings:
+            table.add_row(marks[finding.state], escape(finding.what), escape(finding.detail))
+        out_console.print(table)
+        if any(finding.state == "fault" for finding in findings):
+            raise typer.Exit(1)
+
+
+@maps_app.command("list")
+def list_maps(cache: Cache = None) -> None:
+    """List the shards in the cache."""
+    with guarded():
+        headings = ("shard", "samples", "arrays", "KiB")
+        _print_table(
+            headings, [_entry_line(store, entry) for store in [_store(cache)] for entry in store.entries()]
+        )
+
+
+@maps_app.command("check")
+def check_maps(cache: Cache = None) -> None:
+    """Read every shard in the cache and verify its checksum; exit with 1 where one is broken."""
+    with guarded():
+        store = _store(cache)
+        entries = list(store.entries(verify=True))
+        broken = [entry for entry in entries if entry.fault]
+        for entry in broken:
+            out_console.print(f"{entry.path}: {entry.fault}", markup=False, highlight=False, soft_wrap=True)
+        out_console.print(
+            f"{len(entries)} shards, {len(broken)} broken (the next run sets them aside and remakes them)"
+        )
+        if broken:
+            raise typer.Exit(1)
+
+
+@maps_app.command("export")
+def export_maps(
+    folder: Annotated[Path, typer.Argument(help="Where the .npy files go.")],
+    only: Annotated[str, typer.Option(help="Only shards whose path holds this text.")] = "",
+    cache: Cache = None,
+) -> None:
+    """Write maps as .npy files, with ids, targets and provenance as .json beside them."""
+    with guarded():
+        store = _store(cache)
+        entries = [e for e in store.entries() if only in e.path.relative_to(store.root).as_posix()]
+        written = store.export(entries, folder)
+        out_console.print(f"{len(entries)} shards, {len(written)} files in {folder}")
+
+
+def _store(cache: Path | None) -> "MapStore":
+    from lapbench.pipeline import default_cache
+    from lapbench.store import MapStore
+
+    return MapStore((cache or default_cache()) / "maps", warn=err_console.print)
+
+
+def _entry_line(store: "MapStore", entry: "Entry") -> tuple[str, ...]:
+    name = entry.path.relative_to(store.root).as_posix()
+    arrays = "; ".join(f"{key} {'×'.join(map(str, shape[1:]))}" for key, shape in entry.shapes.items())
+    return name, str(entry.n), entry.fault or arrays, str(entry.bytes // 1024)
+
+
+def _print_table(headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
+    table = Table(*headings, box=None, header_style="bold")
+    for line in lines:
+        table.add_row(*map(escape, line))
+    out_console.print(table)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Turn errors that lapbench raises on purpose into one message and an exit code."""
+    try:
+        yield
+    except LapbenchError as error:
+        err_console.print(f"[red]error:[/] {type(error).__name__}", highlight=False)
+        err_console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        err_console.print("Interrupted. What is finished is kept; the same command goes on from there.")
+        raise typer.Exit(130) from None
+
+
+class Bars:
+    """One progress bar for every piece of work; lines of text where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, TaskID] = {}
+        self._finished: set[str] = set()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=err_console,
+            disable=not err_console.is_terminal,
+        )
+
+    def __enter__(self) -> "Bars":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Draw the state of one piece of work, named by its text."""
+        if text not in self._tasks:
+            self._tasks[text] = self._progress.add_task(text, total=total)
+        self._progress.update(self._tasks[text], completed=done, total=total)
+        if done >= total and text not in self._finished:
+            self._finished.add(text)
+            if not err_console.is_terminal:
+                err_console.print(f"{text}: {total}", markup=False, highlight=False)
+
+    def note(self, text: str) -> None:
+        """Show a message above the bars."""
+        self._progress.console.print(text, markup=False, highlight=False)
+
+
+def main() -> None:
+    """Run the command line."""
+    sys.exit(app())

@@ -1,0 +1,22 @@
+"""The stages of a benchmark in order: train → explain → score → report.
+
+Each reads files, writes files and skips what is there. `Job` says which files a benchmark needs.
+"""
+
+from lapbench.pipeline.explaining import explain
+from lapbench.pipeline.job import Job, Workspace, default_cache
+from lapbench.pipeline.reporting import report
+from lapbench.pipeline.scoring import score
+from lapbench.pipeline.training import train
+from lapbench.report import Leaderboard
+
+
+def run(job: Job) -> Leaderboard:
+    """Do the main job: make what is missing, and return the leaderboard."""
+    train(job)
+    explain(job)
+    score(job)
+    return report(job)
+
+
+__all__ = ["Job", "Workspace", "default_cache", "explain", "report", "run", "score", "train"]

@@ -1,0 +1,95 @@
+"""The pictures of a report, drawn once: they are kept in the cache, named by everything they show."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from lapbench import benchmark as definition
+from lapbench.digest import digest_of
+from lapbench.pipeline.job import Block, Job, RowSource, slug
+from lapbench.report.figures import MapColumn, draw_maps, draw_ranking
+from lapbench.report.results import Leaderboard, Row, write_file
+from lapbench.score import normalise, predict_mask, upsample
+from lapbench.types import MaskArray, Sample
+
+PICTURES_VERSION = 1
+"""Raised when a change of the code may change a picture."""
+IMAGES = 6
+"""The first images with truth of the scored split are shown, whatever their scores."""
+
+
+def draw_pictures(job: Job, leaderboard: Leaderboard) -> list[Path]:
+    """Draw the ranking, and for each model a grid of images and maps; return the files.
+
+    ``maps.png`` shows the first model of the definition, ``maps-<model>.png`` each further one.
+    """
+    drawn = []
+    if any(row.complete for row in leaderboard.rows):
+        what = leaderboard.model_dump(mode="json", exclude={"provenance"})
+        drawn.append(_kept(job, "ranking.png", what, lambda path: draw_ranking(path, leaderboard)))
+    for model in job.benchmark.models:
+        rows = [r for r in job.rows() if r.model is model and not r.randomised and job.row_path(r).is_file()]
+        name = "maps.png" if model is job.benchmark.models[0] else f"maps-{slug(model.name)}.png"
+        if rows:
+            what = [job.row_digest(row) for row in rows]
+            drawn.append(_kept(job, name, what, partial(_draw_maps, job, model, rows, leaderboard)))
+    return drawn
+
+
+def _kept(job: Job, name: str, what: object, draw: Callable[[Path], None]) -> Path:
+    """Put a picture into the report: the one in the cache, or else a new one."""
+    kept = job.workspace.cache / "pictures" / f"{digest_of([what, name, PICTURES_VERSION])[:16]}.png"
+    if not kept.is_file():
+        draw(kept)
+    path = job.workspace.out / name
+    write_file(path, kept.read_bytes())
+    return path
+
+
+def _draw_maps(
+    job: Job, model: definition.Model, rows: list[RowSource], leaderboard: Leaderboard, path: Path
+) -> None:
+    """Draw the maps of every explainer on the first seed of a model."""
+    block = job.blocks("score")[0]
+    split = job.dataset[block.split]
+    samples = [split[i] for i in block.indices[:IMAGES]]
+    found = {(row.model, row.explainer, row.selection): row for row in leaderboard.rows if not row.randomised}
+    columns = []
+    for row in rows:
+        selection = "native" if row.sources[0].spec.native_threshold is not None else "threshold"
+        scored = found.get((model.name, row.explainer.row, selection))
+        columns.append(_column(job, row, block, samples, scored))
+    draw_maps(path, samples, columns, title=f"{leaderboard.title}: {model.name}")
+
+
+def _column(job: Job, row: RowSource, block: Block, samples: list[Sample], scored: Row | None) -> MapColumn:
+    """One explainer's maps of the samples, with the masks they predict."""
+    source, protocol = row.sources[0], job.benchmark.protocol
+    spec, shard = source.spec, job.store.read(*job.map_key(source, block))
+    size = samples[0].mask.shape
+    maps = np.full((len(samples), 1, 1), np.nan, np.float32) if shard is None else shard.maps[: len(samples)]
+    masks: MaskArray | None = None
+    if spec.native_threshold is not None:
+        masks = predict_mask(upsample(maps, size, spec.upsample), spec.native_threshold)
+    elif scored and scored.seeds and scored.seeds[0].threshold is not None:
+        normal = normalise(maps, size, mode=spec.upsample, sign=protocol.sign, order=protocol.order)
+        masks = predict_mask(normal, scored.seeds[0].threshold, scored.orientation or 1)
+    iou = (
+        None
+        if masks is None
+        else [_iou(mask, sample.mask) for mask, sample in zip(masks, samples, strict=True)]
+    )
+    return MapColumn(
+        title=row.explainer.row,
+        maps=maps,
+        masks=masks,
+        iou=iou,
+        absolute=spec.native_threshold is not None,
+        signed=spec.signed,
+    )
+
+
+def _iou(predicted: MaskArray, truth: MaskArray) -> float:
+    return float((predicted & truth).sum() / max(1, (predicted | truth).sum()))

@@ -1,0 +1,76 @@
+"""Stage 4: the leaderboard, the scores of every image beside it, and the pictures."""
+
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from lapbench import __version__
+from lapbench import benchmark as definition
+from lapbench.digest import digest_of, plain
+from lapbench.pipeline.explaining import scored_logits
+from lapbench.pipeline.job import Job, Subject
+from lapbench.pipeline.pictures import draw_pictures
+from lapbench.pipeline.scoring import ScoredRow, read_rows
+from lapbench.report import Leaderboard, ModelSummary, Row, write_image_scores, write_report
+from lapbench.train.evaluation import metrics
+
+
+def report(job: Job) -> Leaderboard:
+    """Write the leaderboard and its pictures from the rows that are there, and return it, ranked."""
+    out = job.workspace.out
+    models = {model.name: _summary(job, model) for model in job.benchmark.models}
+    rows = [_finished(job, scored, models) for row in job.rows() for scored in read_rows(job, row)]
+    leaderboard = Leaderboard(
+        benchmark=job.benchmark.name,
+        benchmark_version=job.benchmark.version,
+        title=job.benchmark.title,
+        confidence=job.benchmark.protocol.confidence,
+        models=tuple(models.values()),
+        rows=tuple(rows),
+        provenance=_provenance(job),
+    )
+    written = write_report(out, leaderboard)
+    draw_pictures(job, written)
+    return written
+
+
+def _finished(job: Job, scored: ScoredRow, models: dict[str, ModelSummary]) -> Row:
+    """Write the image scores of a row, and let the row say where they are and what its model can do."""
+    row, update = scored.row, dict[str, Any]()
+    if scored.images is not None:
+        update["image_scores"] = write_image_scores(job.workspace.out, scored.images)
+    if row.model in models and not row.randomised:
+        update["model_accuracy"] = models[row.model].accuracy
+    return row.model_copy(update=update)
+
+
+def _summary(job: Job, model: definition.Model) -> ModelSummary:
+    """How well a model classifies the scored split, averaged over its seeds."""
+    labels = job.dataset[job.split("score")].labels
+    subjects = [Subject(model, seed, job.weights(model, seed)) for seed in model.seeds]
+    found = [metrics(scored_logits(job, subject), labels) for subject in subjects]
+    return ModelSummary(
+        name=model.name,
+        accuracy=float(np.mean([m["accuracy"] for m in found])),
+        balanced_accuracy=float(np.mean([m["balanced_accuracy"] for m in found])),
+        classes=len(job.dataset.classes),
+        n=len(labels),
+        seeds=model.seeds if model.recipe else (),
+        provenance={"networks": [plain(subject.identity()) for subject in subjects], "metrics": found},
+    )
+
+
+def _provenance(job: Job) -> dict[str, Any]:
+    """What all rows share."""
+    dataset = job.dataset
+    return {
+        "definition": digest_of(job.benchmark),
+        "data": {"name": dataset.name, "version": dataset.version, "digest": dataset.digest},
+        "protocol": plain(job.benchmark.protocol),
+        "limit": job.workspace.limit,
+        "versions": {
+            "lapbench": __version__,
+            **{name: version(name) for name in ("torch", "captum", "scikit-learn", "scipy", "numpy")},
+        },
+    }

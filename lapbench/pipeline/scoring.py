@@ -1,0 +1,326 @@
+"""Stage 3: fit the global thresholds, score the maps, and store the rows."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import ValidationError
+
+from lapbench.digest import plain
+from lapbench.errors import StoreError
+from lapbench.pipeline.explaining import scored_logits
+from lapbench.pipeline.job import Block, Job, Purpose, RowSource, Source
+from lapbench.pipeline.samples import Samples
+from lapbench.report.results import (
+    CompletenessError,
+    Counts,
+    Estimate,
+    ImageScores,
+    Record,
+    Row,
+    SeedResult,
+    write_file,
+)
+from lapbench.report.statistics import Interval, bootstrap_means, bootstrap_ratio
+from lapbench.score import ImageScores as Selected
+from lapbench.score import Localisation, ThresholdFit, fit_threshold, localise, normalise
+from lapbench.store import Shard
+from lapbench.types import FloatArray, MaskArray
+
+Selection = Literal["threshold", "top-k", "native"]
+CONTROLS = "no network"
+"""What stands in the model column of a control that knows no network."""
+
+
+class ScoredRow(Record):
+    """A row and the scores of every image behind it."""
+
+    row: Row
+    images: ImageScores | None
+
+
+class Stored(Record):
+    """What is kept of one explainer on one model: a row for every selection."""
+
+    rows: tuple[ScoredRow, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one seed of a row gave: its threshold, the scores of its images, and its diagnostics."""
+
+    source: Source
+    fit: ThresholdFit
+    scores: Localisation
+    completeness_error: FloatArray | None
+
+
+def score(job: Job) -> None:
+    """Score every row whose maps are all there and that is not scored yet."""
+    samples = Samples(job)
+    rows = job.missing_rows()
+    for number, row in enumerate(rows):
+        job.workspace.progress(number, len(rows), "score")
+        if not missing_maps(job, row):
+            stored = Stored(rows=tuple(_score(job, row, samples)))
+            write_file(
+                job.row_path(row), json.dumps(stored.model_dump(mode="json"), allow_nan=False).encode()
+            )
+    if rows:
+        job.workspace.progress(len(rows), len(rows), "score")
+
+
+def read_rows(job: Job, row: RowSource) -> tuple[ScoredRow, ...]:
+    """Return the scored rows of an explainer on a model; where it has none, rows that say why."""
+    path = job.row_path(row)
+    try:
+        return Stored.model_validate_json(path.read_bytes()).rows
+    except FileNotFoundError:
+        reason = missing_maps(job, row) or "its maps are not scored yet: run `lapbench score`"
+    except ValidationError:
+        path.unlink()  # cut short or changed by hand: made again by the next run
+        reason = f"{path} was damaged and is removed: run `lapbench score` again"
+    return tuple(_failed(job, row, selection, reason) for selection in selections(job, row))
+
+
+def selections(job: Job, row: RowSource) -> list[Selection]:
+    """The selections that make sense for an explainer."""
+    native = row.sources[0].spec.native_threshold is not None
+    return [s for s in job.benchmark.protocol.selections if s != "native" or native]
+
+
+def missing_maps(job: Job, row: RowSource) -> str:
+    """Say why a row cannot be scored, or nothing."""
+    for source in row.sources:
+        failure = job.failure_path(source)
+        if failure.is_file():
+            return failure.read_text(encoding="utf-8")
+        for purpose in _PURPOSES:
+            if any(job.store.read(*job.map_key(source, block)) is None for block in job.blocks(purpose)):
+                return f"no maps of {source.text} on {job.split(purpose)}: run `lapbench explain` first"
+    return ""
+
+
+_PURPOSES: tuple[Purpose, ...] = ("fit", "score")
+
+
+def _score(job: Job, row: RowSource, samples: Samples) -> Iterator[ScoredRow]:
+    """Score an explainer on every seed of a model, and give a row for every selection."""
+    outcomes = [_outcome(job, source, samples) for source in row.sources]
+    kept = _kept(job, row)
+    ids = tuple(sample for block in job.blocks("score") for sample in samples.ids(block))
+    for selection in selections(job, row):
+        tables = {
+            "iou": np.stack([outcome.scores.iou[selection].iou for outcome in outcomes])[:, kept],
+            "pointing_game": np.stack([outcome.scores.pointing for outcome in outcomes])[:, kept],
+            "energy": np.stack([outcome.scores.energy for outcome in outcomes])[:, kept],
+        }
+        yield ScoredRow(
+            row=_row(job, row, selection, outcomes, kept, tables),
+            images=ImageScores(
+                benchmark=job.benchmark.name,
+                benchmark_version=job.benchmark.version,
+                model=row.model.name if row.model else CONTROLS,
+                explainer=row.explainer.row,
+                selection=selection,
+                randomised=row.randomised,
+                seeds=_seeds(row),
+                ids=tuple(np.asarray(ids)[kept].tolist()),
+                scores={name: tuple(map(tuple, table.tolist())) for name, table in tables.items()},
+            ),
+        )
+
+
+def _outcome(job: Job, source: Source, samples: Samples) -> Outcome:
+    """Fit the threshold of one source on the fitting split, and score its maps on the scored split."""
+    protocol, spec = job.benchmark.protocol, source.spec
+
+    def normalised() -> Iterator[tuple[FloatArray, MaskArray]]:
+        for block, shard in _shards(job, source, "fit"):
+            masks = samples.masks(block)
+            size = (masks.shape[1], masks.shape[2])
+            yield (
+                normalise(shard.maps, size, mode=spec.upsample, sign=protocol.sign, order=protocol.order),
+                masks,
+            )
+
+    fit = fit_threshold(
+        normalised(),
+        method=protocol.threshold_fit,
+        orientation=protocol.orientation,
+        images=protocol.fit_images,
+    )
+    parts, errors = [], []
+    for block, shard in _shards(job, source, "score"):
+        parts.append(
+            localise(
+                shard.maps,
+                samples.masks(block),
+                selections=protocol.selections,
+                threshold=fit.threshold,
+                orientation=fit.orientation,
+                native_threshold=spec.native_threshold,
+                mode=spec.upsample,
+                sign=protocol.sign,
+                order=protocol.order,
+            )
+        )
+        errors += [shard.diagnostics[name] for name in ("completeness_error",) if name in shard.diagnostics]
+    return Outcome(source, fit, Localisation.join(parts), np.concatenate(errors) if errors else None)
+
+
+def _shards(job: Job, source: Source, purpose: Purpose) -> Iterator[tuple[Block, Shard]]:
+    """Give the maps of a source, shard by shard. Errors: StoreError where one has gone meanwhile."""
+    for block in job.blocks(purpose):
+        shard = job.store.read(*job.map_key(source, block))
+        if shard is None:
+            raise StoreError(
+                f"maps of {source.text} have gone from {job.store.root} while they were scored: run again"
+            )
+        yield block, shard
+
+
+def _kept(job: Job, row: RowSource) -> MaskArray:
+    """Which images with truth count, (n,): all, or those classified rightly with every seed."""
+    blocks = job.blocks("score")
+    kept = np.ones(len(job.dataset[job.split("score")]), bool)
+    if job.benchmark.protocol.score_images == "correct-positives":
+        labels = job.dataset[job.split("score")].labels
+        for subject in (source.subject for source in row.sources if source.subject):
+            kept &= scored_logits(job, subject).argmax(axis=1) == labels
+    return kept[[index for block in blocks for index in block.indices]]
+
+
+def _row(
+    job: Job,
+    row: RowSource,
+    selection: Selection,
+    outcomes: Sequence[Outcome],
+    kept: MaskArray,
+    tables: dict[str, FloatArray],
+) -> Row:
+    """Make one row of the leaderboard from the outcomes of its seeds."""
+    spec, fits = row.sources[0].spec, [outcome.fit for outcome in outcomes]
+    selected = [outcome.scores.iou[selection] for outcome in outcomes]
+    iou, pointing, energy = _intervals(job, selected, kept, tables)
+    n_failed = int(np.isnan(tables["iou"]).any(axis=0).sum())
+    no_threshold = next((fit.reason for fit in fits if fit.reason), "") if selection == "threshold" else ""
+    fitted = float(np.mean([fit.threshold for fit in fits]))
+    reason = ""
+    if no_threshold:
+        reason = f"no threshold: {no_threshold}"
+    elif not kept.any():
+        reason = "no image of the scored split counts: none has truth, or none is classified rightly"
+    elif n_failed:
+        reason = f"{n_failed} of {kept.sum()} maps hold NaN or infinity"
+    return Row(
+        model=row.model.name if row.model else CONTROLS,
+        explainer=row.explainer.row,
+        selection=selection,
+        mean=iou.mean,
+        ci_low=iou.low,
+        ci_high=iou.high,
+        n=iou.n,
+        n_failed=n_failed,
+        threshold={"threshold": fitted, "native": spec.native_threshold, "top-k": None}[selection],
+        complete=not reason,
+        reason=reason,
+        provenance=_provenance(job, row, outcomes),
+        control=spec.control,
+        randomised=row.randomised,
+        orientation=min((fit.orientation for fit in fits), default=None)
+        if selection == "threshold"
+        else None,
+        fitted_threshold=fitted if selection == "native" else None,
+        counts=Counts(
+            n_nan=0 if no_threshold else sum(int(s.failed[kept].sum()) for s in selected),
+            n_flat=sum(int(s.flat[kept].sum()) for s in selected),
+            n_empty=sum(int((s.selected[kept] == 0).sum()) for s in selected),
+        ),
+        tied_fraction=_mean(np.concatenate([s.tied[kept] for s in selected]))
+        if selection == "top-k"
+        else None,
+        pointing_game=_estimate(pointing),
+        energy=_estimate(energy),
+        completeness_error=_completeness(job, outcomes),
+        seeds=tuple(
+            SeedResult(seed=seed, mean=_mean(iou), threshold=fit.threshold)
+            for seed, iou, fit in zip(_seeds(row), tables["iou"], fits, strict=True)
+        ),
+    )
+
+
+def _intervals(
+    job: Job, selected: Sequence[Selected], kept: MaskArray, tables: dict[str, FloatArray]
+) -> list[Interval]:
+    """The means of IoU, pointing game and energy with their intervals."""
+    protocol = job.benchmark.protocol
+    settings = {"confidence": protocol.confidence, "resamples": protocol.resamples}
+    found = bootstrap_means(list(tables.values()), **settings)
+    if protocol.averaging == "pooled":
+        scored = kept & ~np.any([s.failed for s in selected], axis=0)
+        pooled = (
+            np.sum([getattr(s, part)[scored] for s in selected], axis=0) for part in ("intersection", "union")
+        )
+        found[0] = bootstrap_ratio(*pooled, **settings)
+    return found
+
+
+def _completeness(job: Job, outcomes: Sequence[Outcome]) -> CompletenessError | None:
+    errors = [o.completeness_error for o in outcomes if o.completeness_error is not None]
+    if not errors:
+        return None
+    values = np.concatenate(errors)
+    bound = job.benchmark.protocol.completeness_bound
+    return CompletenessError(median=float(np.median(values)), max=float(values.max()), bound=bound)
+
+
+def _provenance(job: Job, row: RowSource, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Everything that can change the row's numbers."""
+    spec = row.sources[0].spec
+    return plain(
+        {
+            "digest": job.row_digest(row),
+            "maps": [source.identity() for source in row.sources],
+            "upsample": {
+                "mode": spec.upsample,
+                "align_corners": False,
+                "to": list(job.benchmark.data.image_size),
+            },
+            "fits": [{name: _json(value) for name, value in asdict(o.fit).items()} for o in outcomes],
+        }
+    )
+
+
+def _failed(job: Job, row: RowSource, selection: Selection, reason: str) -> ScoredRow:
+    """A row without numbers."""
+    n = sum(len(block.indices) for block in job.blocks("score"))
+    spec = row.sources[0].spec
+    model = row.model.name if row.model else CONTROLS
+    return ScoredRow(
+        row=Row(
+            model=model, explainer=row.explainer.row, selection=selection, n_failed=n, complete=False,
+            reason=reason, control=spec.control, randomised=row.randomised,
+        ),
+        images=None,
+    )  # fmt: skip
+
+
+def _seeds(row: RowSource) -> tuple[int, ...]:
+    return tuple(source.subject.seed if source.subject else 0 for source in row.sources)
+
+
+def _estimate(interval: Interval) -> Estimate:
+    return Estimate(mean=interval.mean, ci_low=interval.low, ci_high=interval.high)
+
+
+def _mean(values: FloatArray) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else None
+
+
+def _json(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
