@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lapbench.report.figures import MapColumn, draw_maps, draw_ranking
     from lapbench.report.leaderboard import rank, render_csv, render_markdown, render_terminal, write_report
     from lapbench.report.results import (
         CompletenessError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from lapbench.report.statistics import Interval, bootstrap_mean, bootstrap_means, bootstrap_ratio
 
 _HOMES = {
+    "figures": ("MapColumn", "draw_maps", "draw_ranking"),
     "leaderboard": ("rank", "render_csv", "render_markdown", "render_terminal", "write_report"),
     "results": (
         "CompletenessError", "Counts", "Estimate", "ImageScores", "Leaderboard", "ModelSummary", "Row",
@@ -48,8 +50,8 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "CompletenessError", "Counts", "Estimate", "ImageScores", "Interval", "Leaderboard", "ModelSummary",
-    "Row", "SeedResult", "bootstrap_mean", "bootstrap_means", "bootstrap_ratio", "json_schema", "rank",
-    "read_image_scores", "read_leaderboard", "render_csv", "render_markdown", "render_terminal",
-    "write_image_scores", "write_leaderboard", "write_report",
+    "CompletenessError", "Counts", "Estimate", "ImageScores", "Interval", "Leaderboard", "MapColumn",
+    "ModelSummary", "Row", "SeedResult", "bootstrap_mean", "bootstrap_means", "bootstrap_ratio", "draw_maps",
+    "draw_ranking", "json_schema", "rank", "read_image_scores", "read_leaderboard", "render_csv",
+    "render_markdown", "render_terminal", "write_image_scores", "write_leaderboard", "write_report",
 ]  # fmt: skip

@@ -1,0 +1,346 @@
+"""Pictures of maps and of rankings, as PNG files whose bytes depend on the content alone."""
+
+import io
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps, style
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+
+from lapbench.report.leaderboard import Board, boards
+from lapbench.report.results import Leaderboard, Row, write_file
+from lapbench.types import FloatArray, MaskArray, Sample
+
+MAP_COLOURS = "magma"  # perceptually uniform, in order of lightness also without colour vision
+SIGNED_COLOURS = "berlin"  # diverging from black, so that zero looks the same in both
+SHADES = 64  # of a map; finer ones are not seen and triple the file
+TRUTH_COLOUR = "#2ee6ff"
+PREDICTION_COLOUR = "#ffffff"
+MODEL_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7,
+    "axes.linewidth": 0.6,
+    "text.parse_math": False,
+}
+
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MapColumn:
+    """One column of the picture grid: the maps of one explainer for all images.
+
+    maps: (n, h, w), of any resolution up to the image's; NaN where there is none. masks: the predicted ones,
+    (n, H, W), at the size of the image. iou: (n,), NaN where there is none. absolute: the maps are
+    probabilities, drawn from 0 to 1; otherwise each is divided by its maximum. signed: negative values mean
+    something.
+    """
+
+    title: str
+    maps: FloatArray
+    masks: MaskArray | None = None
+    iou: Sequence[float] | None = None
+    absolute: bool = False
+    signed: bool = False
+
+
+def draw_maps(
+    path: Path, samples: Sequence[Sample], columns: Sequence[MapColumn], *, title: str = ""
+) -> None:
+    """Draw a grid: one row an image, first the image with its truth, then one column an explainer.
+
+    The predicted mask keeps the map's colours and all else is grey; mask and truth are outlined, and their
+    IoU stands below. Errors: ValueError without samples, or for a column with another number of maps.
+    """
+    if not samples:
+        raise ValueError("there is no image to draw")
+    for column in columns:
+        if len(column.maps) != len(samples):
+            raise ValueError(f"{column.title!r} has {len(column.maps)} maps for {len(samples)} images")
+    with _figure(path, dpi=120) as figure:
+        headings = [fill(column.title, 16) for column in columns]
+        axes = _grid(figure, samples, headings, title)
+        for sample, line in zip(samples, axes, strict=True):
+            _draw_image(line[0], sample)
+        for place, column in enumerate(columns, start=1):
+            axes[0][place].set_title(headings[place - 1], fontsize=7, pad=3)
+            for index, sample in enumerate(samples):
+                _draw_map(axes[index][place], sample, column, index)
+        _draw_key(figure, columns)
+
+
+def draw_ranking(path: Path, leaderboard: Leaderboard) -> None:
+    """Draw both rankings as dots with their intervals, one lane an explainer, one colour a model.
+
+    Controls are vertical lines (the oracle, always 1, is left out); hollow dots are the same explainers on
+    networks with random weights. Errors: ValueError for a leaderboard without a ranked row.
+    """
+    panels = [board for board in boards(leaderboard) if _contestants(board)]
+    if not panels:
+        raise ValueError("there is no ranked row to draw")
+    names = _explainers_by_mean(panels)
+    models = list(dict.fromkeys(row.model for board in panels for row in _contestants(board)))
+    with _figure(path, dpi=160) as figure:
+        left, panel, gap, bottom = 0.15 + 0.058 * max(map(len, names)), 2.9, 0.2, 0.75
+        lanes = len(names) * (0.12 + 0.09 * len(models))
+        top = 0.4 + 0.12 * len({row.explainer for board in panels for row in board.complete if row.control})
+        wide, tall = left + len(panels) * (panel + gap), top + lanes + bottom
+        figure.set_size_inches(wide, tall)
+        axes = [
+            figure.add_axes(((left + k * (panel + gap)) / wide, bottom / tall, panel / wide, lanes / tall))
+            for k in range(len(panels))
+        ]
+        for axis, board in zip(axes, panels, strict=True):
+            _draw_board(axis, board, names, models)
+            axis.set_yticks(range(len(names)), names if axis is axes[0] else [])
+            axis.set_ylim(len(names) - 0.5, -0.5)
+        title = leaderboard.title or leaderboard.benchmark
+        figure.text(0.1 / wide, 1 - 0.1 / tall, title, fontsize=9, fontweight="bold", va="top")
+        key = _ranking_key(models, panels)
+        figure.legend(
+            handles=key, loc="lower center", ncols=min(6, len(key)), frameon=False, borderaxespad=0.4
+        )
+
+
+@contextmanager
+def _figure(path: Path, dpi: int) -> Iterator[Figure]:
+    """Give a figure to draw on, and write it as PNG when the block ends well."""
+    with style.context(["default", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # an id in a script that the font lacks
+        figure = Figure(dpi=dpi, facecolor="white")
+        yield figure
+        content = io.BytesIO()
+        figure.savefig(content, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+    write_file(path, content.getvalue())
+
+
+def _grid(figure: Figure, samples: Sequence[Sample], headings: Sequence[str], title: str) -> list[list[Axes]]:
+    """Lay out one cell per image and column, 1 inch wide and without ticks, with room for words around."""
+    rows, columns = len(samples), 1 + len(headings)
+    height, width = samples[0].mask.shape
+    cell, gap, line, left, right, bottom = height / width, 0.05, 0.17, 0.2, 0.05, 0.42
+    top = 0.2 + 0.12 * max((heading.count("\n") for heading in headings), default=0) + 0.3 * bool(title)
+    wide = left + columns * (1 + gap) - gap + right
+    tall = top + rows * (cell + line) + bottom
+    figure.set_size_inches(wide, tall)
+    if title:
+        figure.text(left / wide, 1 - 0.1 / tall, title, fontsize=9, fontweight="bold", va="top")
+    edges = {
+        "left": left / wide,
+        "right": 1 - right / wide,
+        "top": 1 - top / tall,
+        "bottom": (bottom + line) / tall,
+    }
+    axes = figure.subplots(
+        rows, columns, squeeze=False, gridspec_kw={**edges, "wspace": gap, "hspace": line / cell}
+    )
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    return [list(line) for line in axes]
+
+
+def _draw_image(axis: Axes, sample: Sample) -> None:
+    image = np.clip(np.moveaxis(sample.image, 0, -1), 0, 1)
+    axis.imshow(np.broadcast_to(image, (*image.shape[:2], 3)))
+    _outline(axis, sample.mask, TRUTH_COLOUR, 0.9)
+    name = "".join(letter if letter.isprintable() else " " for letter in sample.id)
+    axis.set_ylabel(name if len(name) <= 22 else f"…{name[-21:]}", fontsize=5.5, labelpad=2)
+
+
+def _draw_map(axis: Axes, sample: Sample, column: MapColumn, index: int) -> None:
+    height, width = sample.mask.shape
+    values = np.asarray(column.maps[index], dtype=np.float64)
+    mask = None if column.masks is None else column.masks[index]
+    if np.isfinite(values).all():
+        pixels = _colour(values if column.absolute else _scale_by_max(values), column.signed)
+        if mask is not None:
+            pixels = np.where(
+                mask[..., None], _resize(pixels, mask.shape), _grey(_resize(pixels, mask.shape))
+            )
+        axis.imshow(pixels, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+        _outline(axis, sample.mask, TRUTH_COLOUR, 0.9)
+        if mask is not None and _is_coherent(mask):
+            _outline(axis, mask, PREDICTION_COLOUR, 0.7)
+    else:
+        axis.imshow(np.full((height, width, 3), 0.93))
+        axis.text(0.5, 0.5, "no map", ha="center", va="center", color="#777777", transform=axis.transAxes)
+    if column.iou is not None:
+        iou = column.iou[index]
+        axis.set_xlabel("–" if np.isnan(iou) else f"{iou:.2f}", fontsize=6, labelpad=1.5)
+
+
+def _scale_by_max(values: Numbers) -> Numbers:
+    """Divide by the maximum; a map without a positive value is drawn as zero, which is how it is scored."""
+    largest = values.max()
+    return values / largest if largest > 0 else np.zeros_like(values)
+
+
+def _colour(values: Numbers, signed: bool) -> Numbers:
+    """Turn values in [0, 1], or [−1, 1] if signed, into colours (h, w, 3)."""
+    name, unit = (SIGNED_COLOURS, (values + 1) / 2) if signed else (MAP_COLOURS, values)
+    shades = np.round(np.clip(unit, 0, 1) * SHADES) / SHADES
+    return np.asarray(colormaps[name](shades))[..., :3]
+
+
+def _grey(colours: Numbers) -> Numbers:
+    """Take the colour out and leave the lightness (ITU-R BT.709)."""
+    return np.broadcast_to((colours @ (0.2126, 0.7152, 0.0722))[..., None], colours.shape)
+
+
+def _resize(colours: Numbers, shape: tuple[int, ...]) -> Numbers:
+    """Repeat pixels up to a larger size."""
+    rows, columns = (np.arange(new) * old // new for new, old in zip(shape, colours.shape[:2], strict=True))
+    return np.asarray(colours[rows][:, columns])
+
+
+def _is_coherent(mask: MaskArray) -> bool:
+    """Whether a mask is made of areas rather than of specks, which their own outlines would cover."""
+    border = np.count_nonzero(mask[1:] != mask[:-1]) + np.count_nonzero(mask[:, 1:] != mask[:, :-1])
+    return bool(border <= 16 * math.sqrt(np.count_nonzero(mask)))  # the border of 16 squares of the same area
+
+
+def _outline(axis: Axes, mask: MaskArray, colour: str, width: float) -> None:
+    """Draw the borders between selected and other pixels, and those along the edge of the image."""
+    padded = np.pad(mask, 1)
+    # pixel i covers [i − 0.5, i + 0.5), as pixel centres are whole numbers
+    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
+    lines = [[(x - 0.5, y - 0.5), (x - 0.5, y + 0.5)] for y, x in zip(rows, columns, strict=True)]
+    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
+    lines += [[(x - 0.5, y - 0.5), (x + 0.5, y - 0.5)] for y, x in zip(rows, columns, strict=True)]
+    for thickness, shade in ((width + 1.0, "#00000090"), (width, colour)):  # on a halo, visible on any colour
+        axis.add_collection(
+            LineCollection(lines, colors=shade, linewidths=thickness, capstyle="projecting"), autolim=False
+        )
+
+
+def _draw_key(figure: Figure, columns: Sequence[MapColumn]) -> None:
+    """Explain lines, numbers and colours in one line below the grid."""
+    wide, tall = figure.get_size_inches()
+    rim = withStroke(linewidth=2.4, foreground="black")
+    lines = [Line2D([], [], color=TRUTH_COLOUR, label="truth", lw=2)]
+    if any(column.masks is not None for column in columns):
+        lines.append(
+            Line2D([], [], color="white", label="predicted mask (in colour)", lw=1.3, path_effects=[rim])
+        )
+    figure.legend(
+        handles=lines,
+        loc="lower left",
+        bbox_to_anchor=(0.15 / wide, 0),
+        ncols=2,
+        frameon=False,
+        borderaxespad=0.6,
+    )
+    bars = [(MAP_COLOURS, "map, 0 to its maximum", "0", "max")] * any(
+        not (c.absolute or c.signed) for c in columns
+    )
+    bars += [(MAP_COLOURS, "probability", "0", "1")] * any(c.absolute for c in columns)
+    bars += [(SIGNED_COLOURS, "signed map", "−max", "max")] * any(
+        c.signed and not c.absolute for c in columns
+    )
+    for place, (colours, name, low, high) in enumerate(bars):
+        axis = figure.add_axes((1 - (1.75 * place + 1.45) / wide, 0.24 / tall, 0.9 / wide, 0.09 / tall))
+        axis.imshow(np.linspace(0, 1, 256)[None], cmap=colours, aspect="auto")
+        axis.set(xticks=[], yticks=[])
+        axis.set_xlabel(name, fontsize=6, labelpad=1.5)
+        axis.text(-0.04, 0.5, low, ha="right", va="center", fontsize=6, transform=axis.transAxes)
+        axis.text(1.04, 0.5, high, ha="left", va="center", fontsize=6, transform=axis.transAxes)
+
+
+def _contestants(board: Board) -> list[Row]:
+    """Return the rows that have a rank."""
+    return [row for row in board.complete if row.rank is not None]
+
+
+def _mean(row: Row) -> float:
+    """Return the mean of a complete row, which has one."""
+    assert row.mean is not None
+    return row.mean
+
+
+def _explainers_by_mean(panels: Sequence[Board]) -> list[str]:
+    """Return the contestants' names, the one with the best mean first."""
+    best: dict[str, float] = {}
+    for row in (row for board in panels for row in _contestants(board)):
+        best[row.explainer] = max(best.get(row.explainer, -1.0), _mean(row))
+    return sorted(best, key=lambda name: (-best[name], name))
+
+
+def _draw_board(axis: Axes, board: Board, names: Sequence[str], models: Sequence[str]) -> None:
+    """Draw one ranking: a lane per explainer, in it a line per model, and one more for its own threshold."""
+    rows = _contestants(board)
+    both = {row.key[:2] for row in rows if row.selection == "native"}
+    both &= {row.key[:2] for row in rows if row.selection == "threshold"}
+    step = 0.8 / len(models)
+    for row in rows:
+        place = models.index(row.model)
+        height = names.index(row.explainer) + step * (place - (len(models) - 1) / 2)
+        if row.key[:2] in both:
+            height += step * (-0.22 if row.selection == "native" else 0.22)
+        beside = board.randomised.get(row.key[:3])
+        if beside:
+            axis.plot(_mean(beside), height, "o", mfc="white", mec="#999999", mew=0.6, ms=2.6, zorder=2)
+        _draw_dot(axis, row, height, MODEL_COLOURS[place % len(MODEL_COLOURS)])
+    for lane in range(0, len(names), 2):
+        axis.axhspan(lane - 0.5, lane + 0.5, color="#f2f2f2", zorder=0, lw=0)
+    axis.set_xlim(0, 1.04 * max(max(_mean(row), row.ci_high or 0) for row in rows))
+    _draw_yardsticks(axis, board)
+    axis.set_xlabel(f"IoU, {board.title[0].lower()}{board.title[1:]}")
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _draw_dot(axis: Axes, row: Row, height: float, colour: str) -> None:
+    """Draw a mean and its interval: a square where the map's own threshold was used."""
+    if row.ci_low is not None and row.ci_high is not None:
+        ends = [row.ci_low, row.ci_high]
+        axis.plot(ends, [height, height], color=colour, lw=1.2, solid_capstyle="butt", zorder=3)
+    axis.plot(_mean(row), height, "s" if row.selection == "native" else "o", color=colour, ms=3.4, zorder=4)
+
+
+def _draw_yardsticks(axis: Axes, board: Board) -> None:
+    """Draw each control as a line at its mean over the models, where it falls inside the picture."""
+    means: dict[str, list[float]] = {}
+    for row in board.complete:
+        if row.control and row.mean is not None and row.mean < axis.get_xlim()[1]:
+            means.setdefault(row.explainer, []).append(row.mean)
+    points = 72 * axis.bbox.height / axis.figure.dpi
+    at = {name: sum(values) / len(values) for name, values in means.items()}
+    for steps, (name, mean) in enumerate(sorted(at.items(), key=lambda item: -item[1])):
+        top = 1 + (2 + 8 * steps) / points  # labels of lines that are close stand above each other
+        line = axis.axvline(mean, 0, top, color="#555555", lw=0.7, ls=(0, (3, 2)), zorder=1, clip_on=False)
+        axis.text(
+            mean, top, f" {name}", fontsize=6, va="center", color="#444444", transform=line.get_transform()
+        )
+
+
+def _ranking_key(models: Sequence[str], panels: Sequence[Board]) -> list[Line2D]:
+    selections = {row.selection for board in panels for row in _contestants(board)}
+    key = [
+        Line2D(
+            [], [], color=MODEL_COLOURS[place % len(MODEL_COLOURS)], marker="o", ms=3.4, lw=1.2, label=model
+        )
+        for place, model in enumerate(models)
+    ]
+    if "native" in selections:
+        key.append(Line2D([], [], color="#444444", marker="s", ms=3.4, lw=0, label="own threshold"))
+    if any(board.randomised for board in panels):
+        key.append(
+            Line2D([], [], mfc="white", mec="#999999", mew=0.6, marker="o", ms=2.6, lw=0, label="random net")
+        )
+    if any(row.control for board in panels for row in board.complete):
+        key.append(Line2D([], [], color="#555555", lw=0.7, ls=(0, (3, 2)), label="control"))
+    return key
