@@ -3,8 +3,12 @@
 Importing this package registers lapbench's own explainers.
 """
 
-from lapbench.explain import controls, gradient
+from lapbench.explain import ante_hoc, controls, gradient, relevance_cam
+from lapbench.explain.checks import Check, check_explainer, run_checks
 from lapbench.explain.maps import Maps, explain
 from lapbench.explain.state import untouched
 
-__all__ = ["Maps", "controls", "explain", "gradient", "untouched"]
+__all__ = [
+    "Check", "Maps", "ante_hoc", "check_explainer", "controls", "explain", "gradient", "relevance_cam",
+    "run_checks", "untouched",
+]  # fmt: skip

@@ -3,15 +3,15 @@
 Captum's DeepLIFT sends images and references through the network as the two halves of one batch and
 replaces the gradient of each non-linear *module* by Δout/Δin. LAP multiplies, divides and takes maxima of
 several values; with their plain gradients the contributions miss the difference of the outputs by per cents.
-The rule here is lapbench's own (the paper of LAP has none). It is complete: every step below is exact, however
-far apart image and reference are, and no step blows up where all scores of a window vanish.
+The rule here is lapbench's own (the paper of LAP has none). It is complete: every step below is exact,
+however far apart image and reference are, and no step blows up where all scores of a window vanish.
 
 With window weights a = softmax(ℓ), ℓ_u = log N(V)_u of Eq. 4, the pooled value is O = Σ_u a_u x_u, and
 
-    ΔO   = Σ_u mean(a_u) Δx_u + mean(x_u) Δa_u                            product, both orders averaged
-    Δa_u = λ_u (Δℓ_u − Σ_v λ_v Δℓ_v / Σ_v λ_v)                            λ: logarithmic mean of a and a'
-    Δℓ_u = ℓ(V, m) − ℓ(V', m')                                            V or the maximum m first, averaged
-    Δm   = (max(m, m') − m') + (m − max(m, m'))                           to the image's, the reference's winner
+    ΔO   = Σ_u mean(a_u) Δx_u + mean(x_u) Δa_u              product, both orders averaged
+    Δa_u = λ_u (Δℓ_u − Σ_v λ_v Δℓ_v / Σ_v λ_v)              λ: logarithmic mean of a and a'
+    Δℓ_u = ℓ(V, m) − ℓ(V', m')                              V or the maximum m first, averaged
+    Δm   = (max(m, m') − m') + (m − max(m, m'))             to the image's, to the reference's winner
 
 The second line is the index number of Sato (1976) and Vartia (1976), the third a Shapley value, the fourth
 DeepLIFT's rule for max pooling.

@@ -78,11 +78,11 @@ def deeplift(
 ) -> Maps:
     """What each pixel contributes to the difference of the target's logit from that of a flat image.
 
-    baseline: the flat image, one value or one per channel, in the network's (normalised) input space: 0 is the
-    data's mean colour. Computed on the canonical network with `max_pool_rule` in place of Captum's and the
-    exact rule for LAP of `lapbench.explain.differences`. Diagnostic ``completeness_error``: by how much of
-    |f(x) − f(baseline)| the contributions miss it; a network with operations without a rule (such as products
-    of features) shows there.
+    baseline: the flat image, one value or one per channel, in the network's (normalised) input space: 0 is
+    the data's mean colour. Computed on the canonical network with `max_pool_rule` in place of Captum's and
+    the exact rule for LAP of `lapbench.explain.differences`. Diagnostic ``completeness_error``: by how much
+    of |f(x) − f(baseline)| the contributions miss it; a network with operations without a rule (such as
+    products of features) shows there.
     """
     channels = images.shape[1]
     if isinstance(baseline, tuple) and len(baseline) != channels:

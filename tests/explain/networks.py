@@ -4,6 +4,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from lapbench.benchmark import Concept, Plug
+from lapbench.models.plug import plug
+
 
 def unsettled(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give biases, batch-norm statistics and affine parameters random values, and return the network in eval
@@ -51,3 +54,13 @@ def small_resnet(classes: int = 4, seed: int = 0) -> nn.Module:
 
 def images(count: int = 3, side: int = 48, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, side, side + 16, generator=torch.Generator().manual_seed(seed))
+
+
+def plugged(model: nn.Module, **settings: object) -> nn.Module:
+    """Put LAP into a network of three or more classes, with scoring modules that are not at their zero start."""
+    first, others = Concept(name="first", classes=("c0",)), Concept(name="others", classes=("c1", "c2", "c3"))
+    concepts = (first, others)
+    spec = Plug(concepts=concepts, aggregation="sum", score_init="default")
+    torch.manual_seed(5)
+    classes = [f"c{number}" for number in range(4)]
+    return plug(model, spec.model_copy(update=settings), classes=classes).eval()

@@ -1,0 +1,357 @@
+"""What every explainer promises, as a function that anyone can call on theirs."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lapbench.errors import ExplainerError, NotApplicableError
+from lapbench.explain.maps import Maps, explain
+from lapbench.models.weights import randomise
+from lapbench.registry import ExplainerSpec
+
+TOLERANCE = 1e-3
+"""Two maps are the same up to this fraction of their largest absolute value."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check; fault says what was found and wanted, and is empty where all is well."""
+
+    name: str
+    fault: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether all is well."""
+        return not self.fault
+
+
+def check_explainer(
+    explainer: ExplainerSpec | Callable[..., Any],
+    model: nn.Module,
+    images: Tensor,
+    target: Tensor,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    masks: Tensor | None = None,
+    ids: Sequence[str] | None = None,
+    bare: bool = False,
+) -> list[Check]:
+    """Run every check of the explainers' contract, and raise unless all pass.
+
+    images: at least two, (B, C, H, W); masks and ids default to made-up ones. bare: call the function itself
+    rather than `explain`, so that what it leaves behind is found although `explain` would tidy up after it.
+    A plain function is held to the whole contract; what is class-agnostic or a control must be registered so.
+    Errors: ExplainerError that lists the checks that failed, each with what was found and wanted.
+    """
+    checks = run_checks(explainer, model, images, target, parameters, masks=masks, ids=ids, bare=bare)
+    faults = [f"  {check.name}: {check.fault}" for check in checks if not check.passed]
+    if faults:
+        name = getattr(explainer, "name", getattr(explainer, "__name__", repr(explainer)))
+        raise ExplainerError(
+            f"explainer {name!r} breaks its contract in {len(faults)} of {len(checks)} checks\n"
+            + "\n".join(faults)
+        )
+    return checks
+
+
+def run_checks(
+    explainer: ExplainerSpec | Callable[..., Any],
+    model: nn.Module,
+    images: Tensor,
+    target: Tensor,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    masks: Tensor | None = None,
+    ids: Sequence[str] | None = None,
+    bare: bool = False,
+) -> list[Check]:
+    """Return the outcome of every check, in order; arguments as in `check_explainer`."""
+    if len(images) < 2:
+        raise ExplainerError(f"the checks need at least two images, found {len(images)}")
+    case = Case(
+        explainer,
+        model,
+        images,
+        target,
+        dict(parameters or {}),
+        torch.arange(images[0, 0].numel()).reshape(images[0, 0].shape).expand(len(images), -1, -1) % 2 == 0
+        if masks is None
+        else masks,
+        tuple(f"sample-{number}" for number in range(len(images))) if ids is None else tuple(ids),
+        bare,
+    )
+    outcomes = []
+    for name, check in CHECKS.items():
+        try:
+            fault = check(case) or ""
+        except NotApplicableError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a stranger's explainer may raise anything
+            fault = f"it raised {type(error).__name__}: {error}"
+        outcomes.append(Check(name, fault))
+    return outcomes
+
+
+@dataclass(frozen=True)
+class Case:
+    """An explainer with everything it is given."""
+
+    explainer: ExplainerSpec | Callable[..., Any]
+    model: nn.Module
+    images: Tensor
+    target: Tensor
+    parameters: dict[str, Any]
+    masks: Tensor
+    ids: tuple[str, ...]
+    bare: bool
+
+    @property
+    def spec(self) -> ExplainerSpec | None:
+        """What is declared of the explainer; nothing, for a plain function."""
+        return self.explainer if isinstance(self.explainer, ExplainerSpec) else None
+
+    def raw(self) -> Any:
+        """Call the explainer; return what it returns."""
+        if not self.bare:
+            return explain(
+                self.explainer, self.model, self.images, self.target, self.parameters,
+                masks=self.masks, ids=self.ids,
+            )  # fmt: skip
+        extra: dict[str, Any] = {}
+        if self.spec:
+            extra = {
+                key: value
+                for key, value in (("masks", self.masks), ("ids", self.ids))
+                if key in self.spec.needs
+            }
+        function: Any = self.spec.function if self.spec else self.explainer
+        return function(self.model, self.images, self.target, **self.parameters, **extra)
+
+    def maps(self) -> Tensor:
+        """Call the explainer; return its maps (B, h, w)."""
+        result = self.raw()
+        values: Tensor = result.values if isinstance(result, Maps) else result
+        return values.detach()
+
+    def of(self, order: list[int]) -> "Case":
+        """The same for some of the samples, in another order."""
+        return replace(
+            self,
+            images=self.images[order],
+            target=self.target[order],
+            masks=self.masks[order],
+            ids=tuple(self.ids[number] for number in order),
+        )
+
+
+def _shape(case: Case) -> str | None:
+    values = case.raw()
+    values = values.values if isinstance(values, Maps) else values
+    if not isinstance(values, Tensor):
+        return f"wanted a tensor or Maps, found {type(values).__name__}"
+    if values.ndim != 3 or len(values) != len(case.images) or 0 in values.shape:
+        return f"wanted maps ({len(case.images)}, h, w), found {tuple(values.shape)}"
+    return None
+
+
+def _dtype(case: Case) -> str | None:
+    function: Any = case.spec.function if case.spec else case.explainer
+    seen: list[Any] = []
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        seen.append(function(*arguments, **named))
+        return seen[-1]
+
+    spec = replace(case.spec, function=watched) if case.spec else watched
+    replace(case, explainer=spec).raw()
+    values = seen[-1].values if isinstance(seen[-1], Maps) else seen[-1]
+    return None if values.dtype == torch.float32 else f"wanted float32, found {values.dtype}"
+
+
+def _finite(case: Case) -> str | None:
+    broken = int((~torch.isfinite(case.maps())).sum())
+    return f"{broken} values are not finite" if broken else None
+
+
+def _repeatable(case: Case) -> str | None:
+    return _unlike(case.maps(), case.maps(), "a second call")
+
+
+def _alone_as_in_a_batch(case: Case) -> str | None:
+    alone = torch.cat([case.of([number]).maps() for number in range(len(case.images))])
+    return _unlike(case.maps(), alone, "calls with one image each")
+
+
+def _any_order(case: Case) -> str | None:
+    order = list(reversed(range(len(case.images))))
+    return _unlike(case.maps(), case.of(order).maps()[order], "a call in reversed order")
+
+
+def _depends_on_target(case: Case) -> str | None:
+    if case.spec and case.spec.class_agnostic:
+        return None
+    with torch.no_grad():
+        classes = _logits(case).shape[1]
+    before = case.maps()
+    for step in range(1, classes):
+        try:
+            other = replace(case, target=(case.target + step) % classes).maps()
+        except NotApplicableError:
+            return None  # it tells the classes apart: it has nothing to say of this one
+        if _unlike(before, other, "", tolerance=1e-6):
+            return None
+    return "the maps are the same for every target, and it is not declared class-agnostic"
+
+
+def _depends_on_weights(case: Case) -> str | None:
+    if case.spec and case.spec.control:
+        return None
+    other = replace(case, model=randomise(case.model, seed=1).train(case.model.training))
+    if _unlike(case.maps(), other.maps(), "", tolerance=1e-6):
+        return None
+    return "the maps are the same for a network with random weights, and it is not declared a control"
+
+
+def _leaves_all(case: Case, *, training: bool) -> str | None:
+    modes = [(module, module.training) for module in case.model.modules()]
+    try:
+        case.model.train(training)
+        with _traces(case) as found:
+            case.raw()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return "; ".join(found) or None
+
+
+def _leaves_all_after_an_exception(case: Case) -> str | None:
+    faults = []
+    for when in ("forward", "backward"):
+        with _failing(case.model, when), _traces(case) as found:
+            try:
+                case.raw()
+            except Exception as error:  # noqa: BLE001 - ours, wrapped in anything; its traces are of interest
+                del error
+        faults += [f"{trace} (the network failed in its {when} pass)" for trace in found]
+    return "; ".join(faults) or None
+
+
+CHECKS: dict[str, Callable[[Case], str | None]] = {
+    "shape": _shape,
+    "dtype": _dtype,
+    "finite": _finite,
+    "repeatable": _repeatable,
+    "alone as in a batch": _alone_as_in_a_batch,
+    "any order": _any_order,
+    "depends on target": _depends_on_target,
+    "depends on weights": _depends_on_weights,
+    "leaves all as it was": lambda case: _leaves_all(case, training=False),
+    "leaves all as it was, in train mode": lambda case: _leaves_all(case, training=True),
+    "leaves all as it was, after an exception": _leaves_all_after_an_exception,
+}
+"""Name of each check → what it finds wrong with a case."""
+
+
+def _unlike(one: Tensor, other: Tensor, what: str, *, tolerance: float = TOLERANCE) -> str | None:
+    """Say by how much two maps differ, or None where they agree."""
+    if one.shape != other.shape:
+        return f"{what} gave maps of shape {tuple(other.shape)}, not {tuple(one.shape)}"
+    apart = float((one.double() - other.double()).abs().max())
+    largest = float(torch.max(one.abs().max(), other.abs().max()))
+    if apart > tolerance * largest:
+        return f"{what} gave maps that differ by {apart / largest:.2g} of their maximum"
+    return None
+
+
+def _logits(case: Case) -> Tensor:
+    """Run the network on one image in eval mode."""
+    modes = [(module, module.training) for module in case.model.modules()]
+    try:
+        logits: Tensor = case.model.eval()(case.images[:1])
+        return logits
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _failing(model: nn.Module, when: str) -> Iterator[None]:
+    """Make the last layer with weights raise, in its forward pass or while gradients flow back through it."""
+    layer = [part for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)][-1]
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("a planted failure")
+
+    def forward(x: Tensor) -> Tensor:
+        if when == "forward":
+            fail()
+        output: Tensor = type(layer).forward(layer, x)
+        if output.requires_grad:
+            output.register_hook(fail)
+        return output
+
+    layer.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        vars(layer).pop("forward", None)
+
+
+@contextmanager
+def _traces(case: Case) -> Iterator[list[str]]:
+    """Compare everything an explainer might leave behind, before and after; the list is filled at the end."""
+    found: list[str] = []
+    before = _state(case)
+    yield found
+    after = _state(case)
+    found += [f"{name} changed" for name, value in before.items() if not _equal(value, after[name])]
+
+
+def _state(case: Case) -> dict[str, Any]:
+    """Copy what must stay as it is, by the name it has in a fault."""
+    modules, parameters = dict(case.model.named_modules()), dict(case.model.named_parameters())
+    return {
+        "the weights": {name: p.detach().clone() for name, p in parameters.items()},
+        "the buffers": {name: b.detach().clone() for name, b in case.model.named_buffers()},
+        "the modules": {name: (id(m), type(m)) for name, m in modules.items()},
+        "train and eval modes": {name: m.training for name, m in modules.items()},
+        "attributes of modules": {name: sorted(vars(m)) for name, m in modules.items()},
+        "hooks": {name: _hooks(m) for name, m in modules.items()},
+        "requires_grad of weights": {name: p.requires_grad for name, p in parameters.items()},
+        "gradients of weights": {
+            name: None if p.grad is None else p.grad.clone() for name, p in parameters.items()
+        },
+        "the images": case.images.detach().clone(),
+        "requires_grad of the images": case.images.requires_grad,
+        "the gradient of the images": None if case.images.grad is None else case.images.grad.clone(),
+        "the targets": case.target.clone(),
+        "torch's random generator": torch.get_rng_state(),
+        "NumPy's random generator": np.random.get_state(),  # noqa: NPY002 - the very one that must stay
+    }
+
+
+def _hooks(module: nn.Module) -> dict[str, list[int]]:
+    tables = {name: table for name, table in vars(module).items() if name.endswith("_hooks")}
+    return {name: [id(hook) for hook in table.values()] for name, table in tables.items() if table}
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return (
+            torch.equal(one.nan_to_num(), other.nan_to_num())
+            if one.is_floating_point()
+            else torch.equal(one, other)
+        )
+    if isinstance(one, np.ndarray):
+        return bool(np.array_equal(one, other))
+    return bool(one == other)
