@@ -168,13 +168,13 @@ def open_dataset(
     if min(image_size) < 1 or (limit is not None and limit < 1):
         raise ValueError(f"image_size and limit must be positive, found {image_size} and {limit}")
     folder = find_root(manifest, root)
-    divided = divide(_read(manifest, folder), manifest.splits, folder)
+    divided, n_missing = _present(divide(_read(manifest, folder), manifest.splits, folder), manifest.may_miss)
     view = View(image_size, channels, manifest.classes)
-    counts = {"n_missing": _count_missing(divided, manifest.may_miss), "n_clipped": 0, "n_outside": 0}
+    counts = {"n_missing": n_missing, "n_clipped": 0, "n_outside": 0}
     inspector = Inspector(digest_cache)
     parts = {}
     for name, records in divided.items():
-        kept = mixed(filter(_is_there, records), manifest.classes)[:limit]
+        kept = mixed(records, manifest.classes)[:limit]
         if not kept:
             raise DataError(
                 f"data set {manifest.name!r}: not one image of split {name!r} is there, looked under {folder}"
@@ -221,22 +221,25 @@ def _check_file(path: Path, wanted: str) -> None:
         )
 
 
-def _is_there(record: Record) -> bool:
-    return isinstance(record.source, Drawn) or record.source.is_file()
+def _present(divided: Mapping[str, Sequence[Record]], may_miss: float) -> tuple[dict[str, list[Record]], int]:
+    """Leave out the samples without an image and count them.
 
-
-def _count_missing(divided: Mapping[str, Sequence[Record]], may_miss: float) -> int:
-    """Count the samples without an image. Errors: DataError where they are more than the manifest allows."""
-    records = [record for members in divided.values() for record in members]
-    missing = [record for record in records if not _is_there(record)]
-    if len(missing) > may_miss * len(records):
+    Errors: DataError where they are more than the manifest allows.
+    """
+    present = {
+        name: [r for r in members if isinstance(r.source, Drawn) or r.source.is_file()]
+        for name, members in divided.items()
+    }
+    there = {record.id for members in present.values() for record in members}
+    missing = [r for members in divided.values() for r in members if r.id not in there]
+    if len(missing) > may_miss * (len(there) + len(missing)):
         allowed = f"; the manifest allows {may_miss:.1%}" if may_miss else ""
         raise DataError(
-            f"{len(missing)} of {len(records)} images are not there{allowed}; the first is"
-            f" {missing[0].source}, named by"
-            f" {missing[0].where}: complete the data folder, or raise may_miss in the manifest"
+            f"{len(missing)} of {len(there) + len(missing)} images are not there{allowed}; the first is"
+            f" {missing[0].source}, named by {missing[0].where}: complete the data folder, or raise may_miss in"
+            " the manifest"
         )
-    return len(missing)
+    return present, len(missing)
 
 
 def _inspect(record: Record, inspector: Inspector, counts: dict[str, int]) -> Entry:

@@ -13,17 +13,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from scipy import ndimage
 
 from lapbench.errors import DataError
 from lapbench.types import Array, FloatArray, MaskArray
 
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 """What is decoded; PostScript and its kin are programs and stay out."""
 MAX_PIXELS = 100_000_000
 """A larger image is refused before it is decoded."""
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
-_ORIENTATION = 0x0112
+_ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -33,14 +34,17 @@ def read_image(path: Path) -> FloatArray:
     Errors: DataError naming the file that is missing, empty, truncated, too large or no image.
     """
     with _opened(path) as image:
-        return _to_float(ImageOps.exif_transpose(image), path)
+        return _to_float(ImageOps.exif_transpose(image), image.format, path)
 
 
 def read_size(path: Path) -> tuple[int, int]:
     """Return height and width of the displayed image, from the header alone. Errors: as `read_image`."""
     with _opened(path) as image:
+        width, height = image.size
+        if isinstance(image, TiffImageFile):  # of which some versions of Pillow give the turned size
+            width, height = image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]
         turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        return (image.width, image.height) if turned else (image.height, image.width)
+        return (width, height) if turned else (height, width)
 
 
 def read_mask(path: Path, value: int | None = None) -> MaskArray:
@@ -118,7 +122,8 @@ def _overlap(old: int, new: int) -> npt.NDArray[np.float64]:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open an image file; whatever goes wrong inside is a DataError naming the file."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        # by the open file, not by its name: what Pillow maps into memory it may turn wrongly (TIFF)
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(_too_large(path))
             yield image
@@ -133,13 +138,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         what = "an empty file" if path.stat().st_size == 0 else "no image that can be read"
         raise DataError(f"{path}: {what} (wanted: {', '.join(FORMATS)}): fetch the file again") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        IndexError,
-    ) as error:  # what Pillow raises on broken files
+    except Exception as error:  # noqa: BLE001 - on broken files decoders raise whatever they stumble over
         raise DataError(f"{path}: broken or truncated ({error}): fetch the file again") from None
 
 
@@ -147,15 +146,15 @@ def _too_large(path: Path) -> str:
     return f"{path}: the image claims more than {MAX_PIXELS:,} pixels and is not decoded: shrink it first"
 
 
-def _to_float(image: Image.Image, path: Path) -> FloatArray:
-    if image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM")):
+def _to_float(image: Image.Image, form: str | None, path: Path) -> FloatArray:
+    if image.mode in _SIXTEEN_BITS or (image.mode == "I" and form in ("PNG", "PPM")):
         return (np.asarray(image).astype(np.float32) / np.float32(65535))[None]
     if image.mode in ("I", "F"):
         raise DataError(
             f"{path}: pixels of mode {image.mode} (32 bit) have no declared white: convert the file to 8 or"
             f" 16 bit"
         )
-    is_grey = image.mode in ("1", "L", "LA", "La")
+    is_grey = image.mode in ("1", "L", "LA")
     if image.has_transparency_data:
         return _over_white(np.asarray(image.convert("RGBA")), is_grey)
     pixels = np.asarray(image.convert("L" if is_grey else "RGB"))

@@ -25,9 +25,15 @@ class Inspector:
         self._file = cache / "image-digests.json" if cache else None
         self._known: dict[str, list[int | str]] = _read(self._file) if self._file else {}
         self._is_new = False
+        self._now: dict[Path, Inspected] = {}
 
     def inspect(self, path: Path) -> Inspected:
         """Return digest and size of an image. Errors: DataError as `lapbench.data.images.read_size`."""
+        if path not in self._now:
+            self._now[path] = self._inspect(path)
+        return self._now[path]
+
+    def _inspect(self, path: Path) -> Inspected:
         try:
             stat = path.stat()
         except OSError:

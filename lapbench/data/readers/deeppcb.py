@@ -78,11 +78,20 @@ def place_windows(board: Board, side: int, board_side: int) -> list[Window]:
     for box in sorted(board.boxes, key=lambda b: (b.y0, b.x0, b.y1, b.x1)):
         if any(_share_inside(box, place) == 1 for place in places):
             continue
-        tries = (
-            _jittered(f"{board.pair}:{box.x0:g}:{box.y0:g}:{n}", box, side, board_side) for n in range(_TRIES)
-        )
-        places.append(min(tries, key=lambda place: sum(0 < _share_inside(b, place) < 1 for b in board.boxes)))
+        places.append(_place(board, box, side, board_side))
     return places
+
+
+def _place(board: Board, box: Box, side: int, board_side: int) -> Window:
+    """Return, of the places tried in turn, the first that cuts the fewest boxes."""
+    tried = []
+    for number in range(_TRIES):
+        window = _jittered(f"{board.pair}:{box.x0:g}:{box.y0:g}:{number}", box, side, board_side)
+        cut = sum(0 < _share_inside(other, window) < 1 for other in board.boxes)
+        tried.append((cut, number, window))
+        if cut == 0:
+            break
+    return min(tried)[2]
 
 
 def shown_boxes(boxes: tuple[Box, ...], window: Window) -> tuple[Box, ...]:
