@@ -434,6 +434,3 @@ def _record(shard: Shard) -> str:
     return json.dumps(
         record | {"provenance": shard.provenance}, indent=1, ensure_ascii=False, allow_nan=False
     )
-
-
-__all__ = ["Entry", "MapStore", "Shard"]

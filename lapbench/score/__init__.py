@@ -5,6 +5,7 @@ from lapbench.score.localisation import (
     Localisation,
     apply_sign,
     energy_inside,
+    iou_both_ways,
     iou_by_threshold,
     iou_top_k,
     localise,
@@ -18,6 +19,6 @@ from lapbench.score.threshold import StreamingFit, ThresholdFit, fit_ridge, fit_
 
 __all__ = [
     "ImageScores", "Localisation", "StreamingFit", "ThresholdFit", "apply_sign", "energy_inside", "fit_ridge",
-    "fit_threshold", "iou_by_threshold", "iou_top_k", "localise", "normalise", "pointing_game",
-    "predict_mask", "scale_by_max", "upsample",
+    "fit_threshold", "iou_both_ways", "iou_by_threshold", "iou_top_k", "localise", "normalise",
+    "pointing_game", "predict_mask", "scale_by_max", "upsample",
 ]  # fmt: skip

@@ -125,11 +125,7 @@ class StreamingFit:
     def _obstacle(self, inside: float, outside: float) -> str:
         """Say why there is no threshold, or nothing."""
         if not self.n_maps:
-            return (
-                f"no map to fit on ({self.n_nan} of {self.n_nan} hold NaN)"
-                if self.n_nan
-                else "no map to fit on"
-            )
+            return "no map to fit on" + (f": all {self.n_nan} hold NaN or infinity" if self.n_nan else "")
         if not self.n_inside:
             return "no pixel of the fitting split lies inside the truth"
         if not self.n_outside:
@@ -205,6 +201,3 @@ def _pixel_blocks(maps: Array, masks: MaskArray) -> Iterator[tuple[npt.NDArray[n
     for start in range(0, len(maps), step):
         block = slice(start, start + step)
         yield maps[block].reshape(-1, pixels).astype(np.float64), masks[block].reshape(-1, pixels)
-
-
-__all__ = ["RIDGE_PIXELS", "StreamingFit", "ThresholdFit", "fit_ridge", "fit_threshold"]
