@@ -182,15 +182,16 @@ class LAP(nn.Module):
 
     def pool(self, x: Tensor, weights: Tensor) -> Tensor:
         """Pool x (B, C, H, W) by given window weights (B, n, H', W') → (B, C, H', W'), in x's own dtype."""
-        window = self.window(x.shape[2], x.shape[3])
+        size = x.shape[2], x.shape[3]
+        window = self.window(*size)
         weights = weights.to(x.dtype)
-        if window.output_size(x.shape[2], x.shape[3]) == (1, 1) and window.kernel == tuple(x.shape[2:]):
+        if not window.tiles:
+            return cast(Tensor, _PoolWindows.apply(x, weights, window))
+        if window.kernel == size:
             return (x.flatten(2) @ weights.flatten(1).unsqueeze(2)).unsqueeze(3)
-        if window.tiles:
-            height, width = window.covers(x.shape[2], x.shape[3])
-            x = x[:, :, :height, :width]
-            return cast(Tensor, _PoolTiles.apply(x, _as_map(weights, window, x.shape[2], x.shape[3]), window))
-        return cast(Tensor, _PoolWindows.apply(x, weights, window))
+        height, width = window.covers(*size)
+        x = x[:, :, :height, :width]
+        return cast(Tensor, _PoolTiles.apply(x, _as_map(weights, window, x.shape[2], x.shape[3]), window))
 
     def window(self, height: int, width: int) -> Window:
         """The window's geometry on a map of this size."""
