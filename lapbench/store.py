@@ -328,7 +328,7 @@ def _file_image(digest: str, shard: Shard) -> bytes:
         file.attrs["digest"] = digest
         file["ids"] = _encoded([sample.encode() for sample in shard.ids])
         file["targets"] = shard.targets
-        file["provenance"] = _encoded([provenance.encode()])[0]
+        file["provenance"] = _encoded([provenance.encode()]).reshape(())
         for group, members in (("arrays", shard.arrays), ("diagnostics", shard.diagnostics)):
             file.create_group(group)
             for name in sorted(members):
