@@ -26,7 +26,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -168,21 +168,16 @@ class MapStore:
     def export(self, entries: Iterable[Entry], folder: Path) -> list[Path]:
         """Write every array as ``<shard>.<array>.npy`` and the rest of the shard as ``<shard>.json``.
 
-        The folders of the store are kept. Returns the files written. Errors: StoreError for a faulty entry.
+        The folders of the store are kept. Returns the files written. Errors: StoreError for a faulty entry
+        or a folder that cannot be written.
         """
         written: list[Path] = []
         for entry in entries:
             try:
-                shard = _load(entry.path)
-            except (_BrokenFileError, FileNotFoundError) as fault:
+                stem = Path(folder) / entry.path.relative_to(self.root).with_suffix("")
+                written += _export(_load(entry.path), stem)
+            except (_BrokenFileError, OSError) as fault:
                 raise StoreError(f"cannot export {entry.path}: {fault}") from None
-            stem = Path(folder) / entry.path.relative_to(self.root).with_suffix("")
-            stem.parent.mkdir(parents=True, exist_ok=True)
-            for name, array in shard.arrays.items():
-                written.append(stem.with_name(f"{stem.name}.{name}.npy"))
-                np.save(written[-1], array, allow_pickle=False)
-            written.append(stem.with_name(f"{stem.name}.json"))
-            written[-1].write_text(_record(shard), encoding="utf-8")
         return written
 
     def _set_aside(self, path: Path, seen: tuple[int, ...], fault: str) -> None:
@@ -383,11 +378,9 @@ def _publish(image: bytes, path: Path) -> bool:
 def _remove_abandoned(folder: Path) -> None:
     """Remove unfinished files of processes that died long ago."""
     for leftover in folder.glob(".*.part"):
-        try:
+        with suppress(OSError):  # gone meanwhile, or another user's
             if time.time() - leftover.stat().st_mtime > ABANDONED_AFTER:
                 leftover.unlink()
-        except FileNotFoundError:
-            pass
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:
@@ -422,6 +415,17 @@ def _json(value: Any) -> str:
         return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise StoreError(f"the provenance of a shard must be made of JSON types: {error}") from error
+
+
+def _export(shard: Shard, stem: Path) -> list[Path]:
+    """Write a shard's arrays and record beside each other and return the files. Errors: OSError."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {stem.with_name(f"{stem.name}.{name}.npy"): array for name, array in shard.arrays.items()}
+    for path, array in arrays.items():
+        np.save(path, array, allow_pickle=False)
+    record = stem.with_name(f"{stem.name}.json")
+    record.write_text(_record(shard), encoding="utf-8")
+    return [*arrays, record]
 
 
 def _record(shard: Shard) -> str:

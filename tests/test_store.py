@@ -419,6 +419,13 @@ def test_a_faulty_entry_is_not_exported(store, tmp_path):
         store.export(store.entries(), tmp_path / "out")
 
 
+def test_a_folder_that_cannot_be_exported_to_is_named(store, tmp_path):
+    store.write(NAME, DIGEST, shard())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"cannot export .*Not a directory"):
+        store.export(store.entries(), tmp_path / "file")
+
+
 # --- processes that die, and processes at once
 
 WRITER = """

@@ -204,15 +204,11 @@ def predict_mask(maps: FloatArray, threshold: float, orientation: Literal[1, -1]
     Errors: ScoreError where the threshold is NaN.
     """
     if math.isnan(threshold):
-        raise ScoreError(
-            "there is no threshold to predict a mask with (it is NaN); see the reason in its fit"
-        )
-    edge = maps.dtype.type(threshold)  # rounded, for float32 maps, so that no pixel changes sides:
-    if orientation > 0:
-        return np.greater(
-            maps, np.nextafter(edge, -maps.dtype.type(np.inf)) if float(edge) > threshold else edge
-        )
-    return np.less(maps, np.nextafter(edge, maps.dtype.type(np.inf)) if float(edge) < threshold else edge)
+        raise ScoreError("there is no threshold to predict a mask with: it is NaN, and its fit says why")
+    edge = maps.dtype.type(threshold)
+    if (float(edge) - threshold) * orientation > 0:  # rounded to the maps' precision, it would move pixels
+        edge = np.nextafter(edge, maps.dtype.type(-orientation * math.inf))
+    return np.greater(maps, edge) if orientation > 0 else np.less(maps, edge)
 
 
 def iou_by_threshold(
@@ -406,5 +402,6 @@ def _nearest(n: int, m: int) -> IntArray:
 
 
 def _some(parts: Sequence[object]) -> None:
+    """Raise ScoreError where there is nothing to join."""
     if not parts:
         raise ScoreError("there are no scores to join: the scores of one shard at least are wanted")

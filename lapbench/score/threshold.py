@@ -58,7 +58,7 @@ class ThresholdFit:
 
 
 class StreamingFit:
-    """The balanced ridge threshold from sums: maps, and pixels and their scores inside and outside the truth.
+    """The balanced ridge threshold from five sums: maps, pixels and scores inside and outside the truth.
 
     Memory does not grow with pixels. A map's sums are rounded to float64 once and then added up exactly, as
     fractions, so that neither the order of maps nor their division into shards changes a bit of the result.
