@@ -38,6 +38,8 @@ class Data(Table):
     select: str = "val"  # chooses the best epoch
     fit: str = "val"  # fits the global thresholds
     score: str = "test"
+    fit_limit: PositiveInt | None = None  # only the first samples of that split
+    score_limit: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _splits_are_apart(self) -> Self:
@@ -266,7 +268,23 @@ def load_benchmark(name: str | Path) -> Benchmark:
         if str(name) not in known:
             raise UnknownNameError("benchmark", str(name), known)
         path = known[str(name)]
-    return read_toml(path, Benchmark)
+    return _rooted(read_toml(path, Benchmark), path.parent)
+
+
+def _rooted(benchmark: Benchmark, folder: Path) -> Benchmark:
+    """Resolve the paths in a definition against its folder."""
+    data = benchmark.data
+    if data.manifest.endswith(".toml"):
+        data = data.model_copy(update={"manifest": str(folder / data.manifest)})
+    models = []
+    for model in benchmark.models:
+        if model.weights is not None:
+            model = model.model_copy(update={"weights": folder / model.weights})
+        if model.recipe is not None and model.recipe.pretrained is not None:
+            recipe = model.recipe.model_copy(update={"pretrained": folder / model.recipe.pretrained})
+            model = model.model_copy(update={"recipe": recipe})
+        models.append(model)
+    return benchmark.model_copy(update={"data": data, "models": tuple(models)})
 
 
 def shipped(folder: Literal["benchmarks", "data_manifests"]) -> list[Path]:

@@ -143,7 +143,8 @@ def _stage(
     """Run one stage of the pipeline, or all of them, with progress bars and exit codes."""
     with guarded():
         with err_console.status("loading torch …"):
-            from lapbench import benchmark, pipeline, report
+            from lapbench import benchmark, pipeline
+            from lapbench.report import render_terminal
         definition = benchmark.select(
             benchmark.load_benchmark(name), models=_names(models), explainers=_names(explainers), seed=seed
         )
@@ -161,7 +162,7 @@ def _stage(
             board = getattr(pipeline, stage)(job)
         if board is None:
             return
-        out_console.print(report.render_terminal(board))
+        out_console.print(render_terminal(board))
         out_console.print(f"\nWritten to {workspace.out}/; weights and maps are kept in {workspace.cache}")
         if not all(row.complete or row.control for row in board.rows):
             raise typer.Exit(3)

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 
+from lapbench.errors import ExplainerError
 from lapbench.store import MapStore, Shard
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def make(tasks: Sequence[Task], store: MapStore, progress: Progress, text: str) 
 def in_batches(work: Callable[[int, int], T], n: int, *, batch_size: int) -> list[T]:
     """Apply ``work(start, stop)`` to consecutive ranges of 0 … n, halving the batch when memory runs out.
 
-    Errors: torch.OutOfMemoryError when not even one sample fits.
+    Errors: ExplainerError when not even one sample fits.
     """
     results: list[T] = []
     start = 0
@@ -51,7 +52,7 @@ def in_batches(work: Callable[[int, int], T], n: int, *, batch_size: int) -> lis
             start += batch_size
         except torch.OutOfMemoryError:
             if batch_size == 1:
-                raise
+                raise ExplainerError("the device's memory does not hold even one sample") from None
             torch.cuda.empty_cache()
             batch_size = max(1, batch_size // 2)
     return results

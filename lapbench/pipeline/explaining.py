@@ -1,5 +1,6 @@
 """Stage 2: draw the maps, and predict the labels, that missing rows need."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from lapbench.errors import LapbenchError, StoreError
 from lapbench.executor import Task, in_batches, make
 from lapbench.explain import explain as draw
 from lapbench.models.predict import predict
-from lapbench.pipeline.job import Block, Job, Source, Subject
+from lapbench.pipeline.job import Block, Job, Purpose, Source, Subject
 from lapbench.pipeline.networks import Lazy, load_network
 from lapbench.pipeline.samples import Samples
 from lapbench.store import Shard
@@ -31,7 +32,7 @@ def explain(job: Job) -> None:
     samples = Samples(job)
     rows = job.missing_rows()
     for subject in job.subjects():
-        network = Lazy(lambda subject=subject: load_network(job, subject))
+        network = Lazy(partial(load_network, job, subject))
         if not subject.randomised or job.benchmark.protocol.target == "predicted":
             _predict(job, subject, network, samples)
         for source in (source for row in rows for source in row.sources if source.subject == subject):
@@ -52,7 +53,7 @@ def scored_logits(job: Job, subject: Subject) -> FloatArray:
 
     Errors: StoreError where that is not known.
     """
-    parts = [predictions(job, subject, block) for block in job.prediction_blocks(job.split("score"))]
+    parts = [predictions(job, subject, block) for block in job.prediction_blocks("score")]
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         raise StoreError(f"no predictions of {subject.text}: run `lapbench explain` first")
@@ -61,9 +62,8 @@ def scored_logits(job: Job, subject: Subject) -> FloatArray:
 
 def _predict(job: Job, subject: Subject, network: Lazy, samples: Samples) -> None:
     """Store the logits on the scored split, and on the fitting split where they decide targets."""
-    splits = [job.split("score")]
-    if job.benchmark.protocol.target == "predicted":
-        splits.append(job.split("fit"))
+    decides_targets = job.benchmark.protocol.target == "predicted"
+    purposes: tuple[Purpose, ...] = ("score", "fit") if decides_targets else ("score",)
 
     device = resolve_device(job.workspace.device)
 
@@ -81,17 +81,21 @@ def _predict(job: Job, subject: Subject, network: Lazy, samples: Samples) -> Non
             provenance=plain(subject.identity()),
         )
 
-    for split in splits:
+    for purpose in purposes:
         tasks = [
-            Task(*job.prediction_key(subject, block), len(block.indices), lambda block=block: compute(block))
-            for block in job.prediction_blocks(split)
+            Task(*job.prediction_key(subject, block), len(block.indices), partial(compute, block))
+            for block in job.prediction_blocks(purpose)
         ]
-        make(tasks, job.store, job.workspace.progress, f"predict {split}: {subject.text}")
+        make(
+            tasks,
+            job.store,
+            job.workspace.progress,
+            f"predict {job.considered(purpose).name}: {subject.text}",
+        )
 
 
 def _explain(job: Job, source: Source, network: Lazy, samples: Samples) -> None:
     """Store the maps of one explainer on one network, or the reason why there are none."""
-
     device = resolve_device(job.workspace.device)
 
     def compute(block: Block) -> Shard:
@@ -124,7 +128,7 @@ def _explain(job: Job, source: Source, network: Lazy, samples: Samples) -> None:
         )
 
     tasks = [
-        Task(*job.map_key(source, block), len(block.indices), lambda block=block: compute(block))
+        Task(*job.map_key(source, block), len(block.indices), partial(compute, block))
         for purpose in ("fit", "score")
         for block in job.blocks(purpose)
     ]
@@ -144,5 +148,5 @@ def _targets(job: Job, source: Source, block: Block, samples: Samples) -> Tensor
     targets = job.targets(samples.labels(block))
     if targets is None:
         logits = predictions(job, source.subject, block) if source.subject else None
-        targets = np.zeros(len(block.indices)) if logits is None else logits.argmax(axis=1)
+        targets = np.zeros(len(block.indices), np.int64) if logits is None else logits.argmax(axis=1)
     return torch.from_numpy(targets.astype(np.int64))

@@ -16,7 +16,7 @@ from platformdirs import user_cache_path
 
 from lapbench import benchmark as definition
 from lapbench.benchmark import Benchmark
-from lapbench.data import Dataset, load_manifest, open_dataset
+from lapbench.data import Dataset, Split, load_manifest, open_dataset
 from lapbench.digest import digest_of, digest_of_file
 from lapbench.errors import DefinitionError, WeightsError, suggest
 from lapbench.executor import Progress
@@ -156,6 +156,7 @@ class Job:
         self.benchmark = benchmark
         self.workspace = workspace
         self.store = MapStore(workspace.cache / "maps", warn=workspace.notify)
+        self._considered: dict[Purpose, Split] = {}
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -172,9 +173,13 @@ class Job:
         check_names(self.benchmark, dataset)
         return dataset
 
-    def split(self, purpose: Purpose) -> str:
-        """The name of the split that fits thresholds or that is scored."""
-        return self.benchmark.data.fit if purpose == "fit" else self.benchmark.data.score
+    def considered(self, purpose: Purpose) -> Split:
+        """The split that fits thresholds or that is scored, as far as the definition goes into it."""
+        if purpose not in self._considered:
+            data = self.benchmark.data
+            name, limit = (data.fit, data.fit_limit) if purpose == "fit" else (data.score, data.score_limit)
+            self._considered[purpose] = self.dataset[name][:limit]
+        return self._considered[purpose]
 
     def weights(self, model: definition.Model, seed: int) -> Path:
         """The file that holds a model's weights, given or to be trained."""
@@ -228,15 +233,15 @@ class Job:
         Images without truth have no IoU, so of the scored split only the others are explained; in the fit
         they count as all background, unless the protocol leaves them out.
         """
-        name = self.split(purpose)
-        split = self.dataset[name]
+        split = self.considered(purpose)
         everything = purpose == "fit" and self.benchmark.protocol.fit_images == "all"
         wanted = np.arange(len(split)) if everything else np.flatnonzero(split.has_truth)
-        return _cut(name, wanted)
+        return _cut(split.name, wanted)
 
-    def prediction_blocks(self, split: str) -> list[Block]:
-        """All samples of a split, cut into shards."""
-        return _cut(split, np.arange(len(self.dataset[split])))
+    def prediction_blocks(self, purpose: Purpose) -> list[Block]:
+        """All samples that are considered, cut into shards."""
+        split = self.considered(purpose)
+        return _cut(split.name, np.arange(len(split)))
 
     def map_key(self, source: Source, block: Block) -> Key:
         """Name and digest of the maps of a source on a block."""

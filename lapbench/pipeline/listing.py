@@ -11,7 +11,7 @@ Lines = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 def benchmarks() -> Lines:
     """The shipped benchmark definitions."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for path in shipped("benchmarks"):
         try:
             found = load_benchmark(path)
@@ -23,7 +23,7 @@ def benchmarks() -> Lines:
 
 def data() -> Lines:
     """The shipped data manifests."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for path in shipped("data_manifests"):
         found = load_manifest(path)
         where = "embedded" if found.embedded else found.url
@@ -33,7 +33,7 @@ def data() -> Lines:
 
 def explainers_known() -> Lines:
     """The registered explainers."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for spec in explainers:
         own = "" if spec.native_threshold is None else f"{spec.native_threshold:g}"
         parameters = ", ".join(f"{n}={f.default}" for n, f in spec.parameters.model_fields.items())
@@ -47,5 +47,7 @@ def explainers_known() -> Lines:
 
 def models() -> Lines:
     """The registered architectures."""
-    lines = [(entry.name, ", ".join(entry.parameters.model_fields), entry.origin) for entry in architectures]
+    lines: list[tuple[str, ...]] = [
+        (entry.name, ", ".join(entry.parameters.model_fields), entry.origin) for entry in architectures
+    ]
     return ("architecture", "parameters", "from"), lines

@@ -10,7 +10,7 @@ from lapbench import benchmark as definition
 from lapbench.digest import digest_of
 from lapbench.pipeline.job import Block, Job, RowSource, slug
 from lapbench.report.figures import MapColumn, draw_maps, draw_ranking
-from lapbench.report.results import Leaderboard, Row, write_file
+from lapbench.report.results import Leaderboard, Row, Selection, write_file
 from lapbench.score import normalise, predict_mask, upsample
 from lapbench.types import MaskArray, Sample
 
@@ -33,8 +33,8 @@ def draw_pictures(job: Job, leaderboard: Leaderboard) -> list[Path]:
         rows = [r for r in job.rows() if r.model is model and not r.randomised and job.row_path(r).is_file()]
         name = "maps.png" if model is job.benchmark.models[0] else f"maps-{slug(model.name)}.png"
         if rows:
-            what = [job.row_digest(row) for row in rows]
-            drawn.append(_kept(job, name, what, partial(_draw_maps, job, model, rows, leaderboard)))
+            shown = [job.row_digest(row) for row in rows]
+            drawn.append(_kept(job, name, shown, partial(_draw_maps, job, model, rows, leaderboard)))
     return drawn
 
 
@@ -58,7 +58,7 @@ def _draw_maps(
     found = {(row.model, row.explainer, row.selection): row for row in leaderboard.rows if not row.randomised}
     columns = []
     for row in rows:
-        selection = "native" if row.sources[0].spec.native_threshold is not None else "threshold"
+        selection: Selection = "native" if row.sources[0].spec.native_threshold is not None else "threshold"
         scored = found.get((model.name, row.explainer.row, selection))
         columns.append(_column(job, row, block, samples, scored))
     draw_maps(path, samples, columns, title=f"{leaderboard.title}: {model.name}")

@@ -47,7 +47,7 @@ def _finished(job: Job, scored: ScoredRow, models: dict[str, ModelSummary]) -> R
 
 def _summary(job: Job, model: definition.Model) -> ModelSummary:
     """How well a model classifies the scored split, averaged over its seeds."""
-    labels = job.dataset[job.split("score")].labels
+    labels = job.considered("score").labels
     subjects = [Subject(model, seed, job.weights(model, seed)) for seed in model.seeds]
     found = [metrics(scored_logits(job, subject), labels) for subject in subjects]
     return ModelSummary(

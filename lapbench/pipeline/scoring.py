@@ -4,9 +4,10 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
 from lapbench.digest import plain
@@ -22,6 +23,7 @@ from lapbench.report.results import (
     Record,
     Row,
     SeedResult,
+    Selection,
     write_file,
 )
 from lapbench.report.statistics import Interval, bootstrap_means, bootstrap_ratio
@@ -30,7 +32,8 @@ from lapbench.score import Localisation, ThresholdFit, fit_threshold, localise, 
 from lapbench.store import Shard
 from lapbench.types import FloatArray, MaskArray
 
-Selection = Literal["threshold", "top-k", "native"]
+Scores: TypeAlias = npt.NDArray[np.float64]
+
 CONTROLS = "no network"
 """What stands in the model column of a control that knows no network."""
 
@@ -55,7 +58,7 @@ class Outcome:
     source: Source
     fit: ThresholdFit
     scores: Localisation
-    completeness_error: FloatArray | None
+    completeness_error: Scores | None
 
 
 def score(job: Job) -> None:
@@ -99,8 +102,9 @@ def missing_maps(job: Job, row: RowSource) -> str:
         if failure.is_file():
             return failure.read_text(encoding="utf-8")
         for purpose in _PURPOSES:
+            split = job.considered(purpose).name
             if any(job.store.read(*job.map_key(source, block)) is None for block in job.blocks(purpose)):
-                return f"no maps of {source.text} on {job.split(purpose)}: run `lapbench explain` first"
+                return f"no maps of {source.text} on {split}: run `lapbench explain` first"
     return ""
 
 
@@ -186,9 +190,9 @@ def _shards(job: Job, source: Source, purpose: Purpose) -> Iterator[tuple[Block,
 def _kept(job: Job, row: RowSource) -> MaskArray:
     """Which images with truth count, (n,): all, or those classified rightly with every seed."""
     blocks = job.blocks("score")
-    kept = np.ones(len(job.dataset[job.split("score")]), bool)
+    kept = np.ones(len(job.considered("score")), bool)
     if job.benchmark.protocol.score_images == "correct-positives":
-        labels = job.dataset[job.split("score")].labels
+        labels = job.considered("score").labels
         for subject in (source.subject for source in row.sources if source.subject):
             kept &= scored_logits(job, subject).argmax(axis=1) == labels
     return kept[[index for block in blocks for index in block.indices]]
@@ -200,7 +204,7 @@ def _row(
     selection: Selection,
     outcomes: Sequence[Outcome],
     kept: MaskArray,
-    tables: dict[str, FloatArray],
+    tables: dict[str, Scores],
 ) -> Row:
     """Make one row of the leaderboard from the outcomes of its seeds."""
     spec, fits = row.sources[0].spec, [outcome.fit for outcome in outcomes]
@@ -254,18 +258,18 @@ def _row(
 
 
 def _intervals(
-    job: Job, selected: Sequence[Selected], kept: MaskArray, tables: dict[str, FloatArray]
+    job: Job, selected: Sequence[Selected], kept: MaskArray, tables: dict[str, Scores]
 ) -> list[Interval]:
     """The means of IoU, pointing game and energy with their intervals."""
     protocol = job.benchmark.protocol
-    settings = {"confidence": protocol.confidence, "resamples": protocol.resamples}
-    found = bootstrap_means(list(tables.values()), **settings)
+    confidence, resamples = protocol.confidence, protocol.resamples
+    found = bootstrap_means(list(tables.values()), confidence=confidence, resamples=resamples)
     if protocol.averaging == "pooled":
         scored = kept & ~np.any([s.failed for s in selected], axis=0)
         pooled = (
             np.sum([getattr(s, part)[scored] for s in selected], axis=0) for part in ("intersection", "union")
         )
-        found[0] = bootstrap_ratio(*pooled, **settings)
+        found[0] = bootstrap_ratio(*pooled, confidence=confidence, resamples=resamples)
     return found
 
 
@@ -281,7 +285,7 @@ def _completeness(job: Job, outcomes: Sequence[Outcome]) -> CompletenessError | 
 def _provenance(job: Job, row: RowSource, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Everything that can change the row's numbers."""
     spec = row.sources[0].spec
-    return plain(
+    record: dict[str, Any] = plain(
         {
             "digest": job.row_digest(row),
             "maps": [source.identity() for source in row.sources],
@@ -293,6 +297,7 @@ def _provenance(job: Job, row: RowSource, outcomes: Sequence[Outcome]) -> dict[s
             "fits": [{name: _json(value) for name, value in asdict(o.fit).items()} for o in outcomes],
         }
     )
+    return record
 
 
 def _failed(job: Job, row: RowSource, selection: Selection, reason: str) -> ScoredRow:
@@ -317,7 +322,7 @@ def _estimate(interval: Interval) -> Estimate:
     return Estimate(mean=interval.mean, ci_low=interval.low, ci_high=interval.high)
 
 
-def _mean(values: FloatArray) -> float | None:
+def _mean(values: Scores) -> float | None:
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else None
 
