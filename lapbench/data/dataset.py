@@ -236,8 +236,8 @@ def _present(divided: Mapping[str, Sequence[Record]], may_miss: float) -> tuple[
         allowed = f"; the manifest allows {may_miss:.1%}" if may_miss else ""
         raise DataError(
             f"{len(missing)} of {len(there) + len(missing)} images are not there{allowed}; the first is"
-            f" {missing[0].source}, named by {missing[0].where}: complete the data folder, or raise may_miss in"
-            " the manifest"
+            f" {missing[0].source}, named by {missing[0].where}: complete the data folder, or raise may_miss"
+            " in the manifest"
         )
     return present, len(missing)
 

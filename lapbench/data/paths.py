@@ -1,7 +1,7 @@
 """Where data lies: the data root, and paths in annotations that may not leave it."""
 
 import os
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 from lapbench.data.manifest import Manifest
 from lapbench.errors import DataError
@@ -17,45 +17,39 @@ def find_root(manifest: Manifest, given: Path | None) -> Path | None:
     """
     if manifest.embedded:
         return None
-    from_environment = os.environ.get(VARIABLE)
-    base, said_by = next(
-        (
-            (Path(base).expanduser(), said_by)
-            for base, said_by in (
-                (given, "the data option"),
-                (from_environment or None, f"the environment variable {VARIABLE}"),
-                (manifest.root, "the manifest"),
-            )
-            if base is not None
-        ),
-        (None, ""),
+    candidates = (
+        (given, "the data option"),
+        (os.environ.get(VARIABLE) or None, f"the environment variable {VARIABLE}"),
+        (manifest.root, "the manifest"),
     )
+    named = [(Path(base).expanduser(), who) for base, who in candidates if base is not None]
     source = f"; the data set is published at {manifest.url}" if manifest.url else ""
-    if base is None:
+    if not named:
         raise DataError(
             f"data set {manifest.name!r} needs files, and no data root is named: give --data DIR, or set"
             f" {VARIABLE}{source}"
         )
-    inside = base / manifest.folder
-    if not inside.is_dir() and not base.is_dir():
+    base, who = named[0]
+    if not base.is_dir():
         raise DataError(
-            f"data set {manifest.name!r}: there is no folder {base}, which {said_by} names as the data"
-            f" root: give"
+            f"data set {manifest.name!r}: there is no folder {base}, which {who} names as the data root: give"
             f" --data DIR, or set {VARIABLE}, to a folder that holds the data set{source}"
         )
-    return inside if inside.is_dir() else base
+    own = inside(base, manifest.folder, where=f"data set {manifest.name!r}") if manifest.folder else base
+    return own if own.is_dir() else base
 
 
 def inside(root: Path, path: str, *, where: str) -> Path:
     """Return root / path. Errors: DataError naming ``where`` for a path that is empty or leaves the root."""
-    posix, windows = PurePosixPath(path.replace("\\", "/")), PureWindowsPath(path)
-    if not path or "\0" in path or posix.is_absolute() or windows.drive or ".." in posix.parts:
+    parts = path.replace("\\", "/").split("/")
+    if not path or "\0" in path or parts[0] == "" or ":" in parts[0] or ".." in parts:
         raise DataError(f"{where}: the path {path!r} must be relative and stay inside the data root {root}")
-    full = root / posix
-    if not full.resolve().is_relative_to(root.resolve()):
+    full = root.joinpath(*parts)
+    below_root = (full, *full.parents[: len(parts) - 1])
+    has_link = any(step.is_symlink() for step in below_root)
+    if has_link and not full.resolve().is_relative_to(root.resolve()):
         raise DataError(
-            f"{where}: the path {path!r} leaves the data root {root} through a link: put the files inside,"
-            f" or name as"
-            " data root the folder that holds them"
+            f"{where}: the path {path!r} leaves the data root {root} through a link: put the files inside, or"
+            " name as data root the folder that holds them"
         )
     return full

@@ -46,10 +46,13 @@ def test_a_box_has_as_many_pixels_as_its_area(x, y, width, height, convention, b
 
 
 @pytest.mark.parametrize(
-    ("values", "convention"), [((5, 5, 5, 9), "xyxy"), ((9, 5, 5, 9), "xyxy-inclusive"), ((1, 1, 0, 4), "xywh")]
+    ("values", "convention"),
+    [((5, 5, 5, 9), "xyxy"), ((9, 5, 5, 9), "xyxy-inclusive"), ((1, 1, 0, 4), "xywh")],
 )
 def test_empty_and_inverted_boxes_name_their_place(values, convention):
-    with pytest.raises(DataError, match=r"boxes\.csv:7: the box .* pixels wide .* convention in the manifest"):
+    with pytest.raises(
+        DataError, match=r"boxes\.csv:7: the box .* pixels wide .* convention in the manifest"
+    ):
         to_half_open(values, convention, 0, where="boxes.csv:7")
 
 
@@ -66,13 +69,17 @@ def test_rows_are_y_and_columns_are_x():
     np.testing.assert_array_equal(mask, wanted)
 
 
-@given(
-    st.floats(-5, 25), st.floats(-5, 25), st.floats(0.01, 20), st.floats(0.01, 20), st.integers(1, 20), st.integers(1, 20)
-)  # fmt: skip
+PLACES = st.floats(-5, 25)
+LENGTHS = st.floats(0.01, 20)
+COUNTS = st.integers(1, 20)
+
+
+@given(PLACES, PLACES, LENGTHS, LENGTHS, COUNTS, COUNTS)
 def test_rasterising_is_the_rule_of_pixel_centres(x, y, width, height, rows, columns):
     box = Box(x, y, x + width, y + height)
     centres = [
-        [box.x0 <= j + 0.5 < box.x1 and box.y0 <= i + 0.5 < box.y1 for j in range(columns)] for i in range(rows)
+        [box.x0 <= j + 0.5 < box.x1 and box.y0 <= i + 0.5 < box.y1 for j in range(columns)]
+        for i in range(rows)
     ]
     mask = rasterise([box], rows, columns)
     if np.array(centres).any():
@@ -80,7 +87,10 @@ def test_rasterising_is_the_rule_of_pixel_centres(x, y, width, height, rows, col
     inside = clip(box, 0, 0, columns, rows)
     if inside is not None and inside == box:
         assert mask.any(), "a box inside the image is never lost"
-        assert mask[min(math.floor((box.y0 + box.y1) / 2), rows - 1), min(math.floor((box.x0 + box.x1) / 2), columns - 1)]
+        assert mask[
+            min(math.floor((box.y0 + box.y1) / 2), rows - 1),
+            min(math.floor((box.x0 + box.x1) / 2), columns - 1),
+        ]
     if inside is None:
         assert not mask.any()
 
@@ -95,7 +105,14 @@ def test_overlapping_boxes_are_a_union():
     assert rasterise([Box(0, 0, 3, 3), Box(2, 2, 5, 5)], 6, 6).sum() == 9 + 9 - 1
 
 
-@given(st.integers(0, 20), st.integers(0, 20), st.integers(2, 12), st.integers(2, 12), st.integers(1, 4), st.integers(1, 4))
+@given(
+    st.integers(0, 20),
+    st.integers(0, 20),
+    st.integers(2, 12),
+    st.integers(2, 12),
+    st.integers(1, 4),
+    st.integers(1, 4),
+)
 def test_enlarging_by_whole_numbers_multiplies_the_mask(x, y, width, height, fx, fy):
     box = Box(x, y, x + width, y + height)
     small = rasterise([box], 40, 40)
@@ -103,7 +120,14 @@ def test_enlarging_by_whole_numbers_multiplies_the_mask(x, y, width, height, fx,
     np.testing.assert_array_equal(large, np.kron(small, np.ones((fy, fx), bool)))
 
 
-@given(st.integers(0, 100), st.integers(0, 100), st.integers(1, 60), st.integers(1, 60), st.integers(20, 300), st.integers(20, 300))
+@given(
+    st.integers(0, 100),
+    st.integers(0, 100),
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.integers(20, 300),
+    st.integers(20, 300),
+)
 def test_resizing_keeps_the_area_but_for_the_border(x, y, width, height, new_width, new_height):
     box = scale(Box(x, y, x + width, y + height), new_width / 160, new_height / 160)
     marked = rasterise([box], new_height, new_width).sum()

@@ -74,7 +74,9 @@ def test_transparent_level_of_grey_is_white(tmp_path):
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
 def test_sixteen_bits_are_not_cut_to_eight(tmp_path, name):
     deep = RNG.integers(0, 65536, (5, 9)).astype(np.uint16)
-    np.testing.assert_allclose(read_image(save(tmp_path, Image.fromarray(deep), name)), deep[None] / 65535, rtol=1e-6)
+    np.testing.assert_allclose(
+        read_image(save(tmp_path, Image.fromarray(deep), name)), deep[None] / 65535, rtol=1e-6
+    )
 
 
 def test_big_endian_sixteen_bits(tmp_path):
@@ -155,7 +157,9 @@ def chunk(kind, data):
 def test_a_claimed_size_is_not_trusted(tmp_path, side):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
     path = tmp_path / "bomb.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
+    )
     for read in (read_image, read_size, read_mask):
         with pytest.raises(DataError, match=r"bomb\.png: .*more than 100,000,000 pixels and is not decoded"):
             read(path)
@@ -206,7 +210,7 @@ def test_mask_values(tmp_path):
     path = save(tmp_path, Image.fromarray(levels))
     np.testing.assert_array_equal(read_mask(path), levels > 0)
     np.testing.assert_array_equal(read_mask(path, 2), levels == 2)
-    with pytest.raises(DataError, match="a mask needs one number per pixel .* found mode RGB: convert it"):
+    with pytest.raises(DataError, match=r"a mask needs one number per pixel .* found mode RGB: convert it"):
         read_mask(save(tmp_path, Image.fromarray(COLOUR)))
 
 

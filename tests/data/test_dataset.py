@@ -1,0 +1,258 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lapbench.data import describe, load_manifest, open_dataset
+from lapbench.data.boxes import rasterise
+from lapbench.data.dataset import Entry, Split, View
+from lapbench.data.record import Drawn, Record
+from lapbench.errors import DataError, UnknownNameError
+from lapbench.types import Box
+
+MANIFEST = """
+name = "mine"
+version = 1
+title = "Mine"
+licence = "none"
+classes = ["none", "some"]
+
+[reader]
+name = "csv-boxes"
+
+[reader.parameters]
+file = "boxes.csv"
+image = "images/{id}.png"
+id_column = "id"
+split_column = "split"
+box_columns = ["x", "y", "w", "h"]
+convention = "xywh"
+base = 0
+labels_by_boxes = ["none", "some"]
+"""
+ROWS = """id,split,x,y,w,h
+a,train,2,3,4,5
+a,train,8,0,2,2
+b,train,,,,
+c,test,-2,8,6,9
+d,test,,,,
+e,test,40,40,2,2
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, write_image):
+    """Five images, 10 high and 20 wide."""
+    for name in "abcde":
+        write_image(tmp_path / f"images/{name}.png", 10, 20)
+    (tmp_path / "boxes.csv").write_text(ROWS)
+    (tmp_path / "mine.toml").write_text(MANIFEST)
+    return tmp_path
+
+
+def opened(folder, size=(10, 20), channels=1, **options):
+    return open_dataset(
+        load_manifest(folder / "mine.toml"), root=folder, image_size=size, channels=channels, **options
+    )
+
+
+def sample(dataset, name):
+    return next(s for part in dataset.splits for s in dataset[part] if s.id == name)
+
+
+def test_a_sample_is_what_the_annotation_says(folder):
+    dataset = opened(folder)
+    a = sample(dataset, "a")
+    assert a.boxes == (Box(2, 3, 6, 8), Box(8, 0, 10, 2))
+    assert a.label == 1
+    assert a.mask.sum() == 20 + 4
+    assert a.mask[3:8, 2:6].all()
+    assert a.image.shape == (1, 10, 20)
+    np.testing.assert_allclose(a.image[0, 3, 5] * 255, 3 * 16 + 5, rtol=1e-6)
+    b = sample(dataset, "b")
+    assert b.label == 0
+    assert not b.mask.any()
+    assert b.boxes == ()
+
+
+def test_boxes_move_with_the_image(folder):
+    """30 high and 10 wide from 10 high and 20 wide: three times as high, half as wide."""
+    a = sample(opened(folder, size=(30, 10)), "a")
+    assert a.image.shape == (1, 30, 10)
+    assert a.boxes[0] == Box(1, 9, 3, 24)
+    np.testing.assert_array_equal(a.mask, rasterise(a.boxes, 30, 10))
+
+
+def test_boxes_beyond_the_image_are_cut_and_counted(folder):
+    dataset = opened(folder)
+    assert sample(dataset, "c").boxes == (Box(0, 8, 4, 10),)
+    assert (dataset.n_clipped, dataset.n_outside, dataset.n_missing) == (1, 1, 0)
+    test = dataset["test"]
+    assert dict(zip(test.ids, test.has_truth, strict=True)) == {"c": True, "d": False, "e": False}
+
+
+def test_has_truth_is_the_mask_without_decoding(folder, monkeypatch):
+    dataset = opened(folder)
+    expected = [[s.mask.any() for s in dataset[name]] for name in dataset.splits]
+    again = opened(folder)
+    monkeypatch.setattr("lapbench.data.dataset.read_image", lambda _: pytest.fail("decoded"))
+    assert [again[name].has_truth.tolist() for name in again.splits] == expected
+
+
+def test_three_channels_repeat_grey(folder):
+    image = sample(opened(folder, channels=3), "a").image
+    assert image.shape == (3, 10, 20)
+    assert (image == image[:1]).all()
+
+
+def test_the_digest_names_everything_that_decides_pixels_and_truth(folder, write_image):
+    seen = [opened(folder).digest]
+    assert opened(folder).digest == seen[0]
+    seen += [
+        opened(folder, size=(20, 20)).digest,
+        opened(folder, channels=3).digest,
+        opened(folder, limit=1).digest,
+    ]
+    (folder / "boxes.csv").write_text(ROWS.replace("2,3,4,5", "2,3,4,4"))
+    seen.append(opened(folder).digest)
+    (folder / "boxes.csv").write_text(ROWS)
+    Image.fromarray(np.zeros((10, 20), np.uint8)).save(folder / "images/d.png")
+    seen.append(opened(folder).digest)
+    (folder / "mine.toml").write_text(MANIFEST.replace("version = 1", "version = 2"))
+    seen.append(opened(folder).digest)
+    assert len(set(seen)) == len(seen)
+
+
+def test_the_title_does_not_change_the_digest(folder):
+    before = opened(folder).digest
+    (folder / "mine.toml").write_text(MANIFEST.replace('title = "Mine"', 'title = "Yours"'))
+    assert opened(folder).digest == before
+
+
+def test_a_change_in_one_split_leaves_the_digest_of_the_other(folder):
+    before = opened(folder)
+    (folder / "boxes.csv").write_text(ROWS.replace("2,3,4,5", "2,3,4,4"))
+    after = opened(folder)
+    assert before["test"].digest == after["test"].digest
+    assert before["train"].digest != after["train"].digest
+
+
+def test_cached_digests_notice_changed_files(folder, tmp_path):
+    cache = tmp_path / "cache"
+    plain = opened(folder).digest
+    assert opened(folder, digest_cache=cache).digest == plain == opened(folder, digest_cache=cache).digest
+    Image.fromarray(np.full((10, 20), 9, np.uint8)).save(folder / "images/d.png")
+    assert opened(folder, digest_cache=cache).digest == opened(folder).digest != plain
+    file = cache / "image-digests.json"
+    file.write_text('{"broken": [1], ')
+    assert opened(folder, digest_cache=cache).digest == opened(folder).digest
+    assert json.loads(file.read_text())
+    assert [p.name for p in cache.iterdir()] == ["image-digests.json"]
+
+
+def test_limit_keeps_the_first_of_each_split(folder):
+    whole, head = opened(folder), opened(folder, limit=1)
+    for name in whole.splits:
+        assert head[name].ids == whole[name].ids[:1]
+
+
+def test_splits_are_sequences(folder):
+    train = opened(folder)["train"]
+    assert len(train) == 2
+    assert train[-1].id == train.ids[1]
+    assert train[:1].ids == train.ids[:1]
+    with pytest.raises(IndexError):
+        train[2]
+    with pytest.raises(UnknownNameError, match="no split in data set mine 'tst'; did you mean 'test'"):
+        opened(folder)["tst"]
+
+
+def test_missing_images(folder):
+    (folder / "images/b.png").unlink()
+    with pytest.raises(DataError) as caught:
+        opened(folder)
+    assert "1 of 5 images are not there; the first is" in str(caught.value)
+    assert "boxes.csv:4: complete the data folder, or raise may_miss in the manifest" in str(caught.value)
+    (folder / "mine.toml").write_text("may_miss = 0.3" + MANIFEST)
+    dataset = opened(folder)
+    assert dataset.n_missing == 1
+    assert dataset["train"].ids == ("a",)
+    (folder / "images/a.png").unlink()
+    with pytest.raises(DataError, match=r"2 of 5 images are not there; the manifest allows 30.0%"):
+        opened(folder)
+
+
+def test_annotation_files_are_checked_against_their_digests(folder):
+    (folder / "mine.toml").write_text(MANIFEST + f'\n[files]\n"boxes.csv" = "{"0" * 64}"\n')
+    with pytest.raises(
+        DataError,
+        match=r"boxes\.csv: the file is not the one of the manifest \(SHA-256 [0-9a-f]{64}, wanted 0",
+    ):
+        opened(folder)
+
+
+def test_a_label_that_is_no_class(folder):
+    (folder / "mine.toml").write_text(
+        MANIFEST.replace('labels_by_boxes = ["none", "some"]', 'label_column = "split"')
+    )
+    with pytest.raises(DataError, match=r"boxes\.csv:2: the label 'train' is no class of the manifest"):
+        opened(folder)
+
+
+def view(height, width):
+    return View((height, width), 1, ("a", "b"))
+
+
+def drawn(height, width):
+    return Drawn(
+        lambda: np.arange(height * width, dtype=np.uint8).reshape(height, width), "x", (height, width)
+    )
+
+
+def test_a_window_cuts_image_and_boxes():
+    record = Record("x", "s", "a", drawn(10, 20), (Box(3, 2, 9, 5), Box(0, 0, 2, 2)), window=(4, 1, 8, 7))
+    split = Split("s", [Entry(record, (10, 20), "")], view(6, 4))
+    shown = split[0]
+    np.testing.assert_allclose(shown.image[0] * 255, np.arange(200).reshape(10, 20)[1:7, 4:8], rtol=1e-6)
+    assert shown.boxes == (Box(0, 1, 4, 4),)
+    assert split.has_truth.tolist() == [True]
+
+
+def test_a_box_outside_the_window_is_no_truth():
+    record = Record("x", "s", "b", drawn(10, 20), (Box(0, 0, 2, 2),), window=(4, 1, 8, 7))
+    split = Split("s", [Entry(record, (10, 20), "")], view(6, 4))
+    assert split.has_truth.tolist() == [False] == [split[0].mask.any()]
+
+
+def test_describe(folder):
+    facts = describe(opened(folder, size=(20, 20)))
+    train = facts.splits["train"]
+    assert train.per_class == {"none": 1, "some": 1}
+    assert train.n_with_truth == 1
+    assert train.boxes_per_image == 2
+    assert train.median_box_area == (4 * 10 + 2 * 4) / 2
+    assert train.median_box_side == pytest.approx((24 / 400) ** 0.5)
+    assert (facts.n_clipped, facts.n_outside) == (1, 1)
+
+
+def test_describe_without_boxes(tmp_path, write_image):
+    for split in ("train", "test"):
+        for label in ("a", "b"):
+            write_image(tmp_path / split / label / "1.png", 4, 4)
+    (tmp_path / "m.toml").write_text(
+        'name = "m"\nversion = 1\ntitle = "m"\nlicence = "m"\nclasses = ["a", "b"]\n'
+        'reader = {name = "class-folders", parameters = {splits = {train = "train", test = "test"}}}\n'
+    )
+    facts = describe(open_dataset(load_manifest(tmp_path / "m.toml"), root=tmp_path, image_size=(4, 4)))
+    assert facts.splits["test"].boxes_per_image is None
+    assert facts.splits["test"].median_box_side is None
+
+
+def test_the_package_needs_no_torch():
+    import subprocess
+    import sys
+
+    code = "import lapbench.data, lapbench.data.readers, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
