@@ -14,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps, style
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as Outline
 from matplotlib.patheffects import withStroke
+from PIL import Image
 
 from lapbench.report.leaderboard import Board, boards
 from lapbench.report.results import Leaderboard, Row, write_file
@@ -25,7 +27,9 @@ from lapbench.types import FloatArray, MaskArray, Sample
 
 MAP_COLOURS = "magma"  # perceptually uniform, in order of lightness also without colour vision
 SIGNED_COLOURS = "berlin"  # diverging from black, so that zero looks the same in both
-SHADES = 64  # of a map; finer ones are not seen and triple the file
+MAPS_DPI, RANKING_DPI = 120, 160
+SHADES = 64  # of a map; finer ones are not seen and cost bytes
+LARGEST = 1_000_000  # bytes; beyond, a picture makes do with 256 colours
 TRUTH_COLOUR = "#2ee6ff"
 PREDICTION_COLOUR = "#ffffff"
 MODEL_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
@@ -70,7 +74,7 @@ def draw_maps(
     for column in columns:
         if len(column.maps) != len(samples):
             raise ValueError(f"{column.title!r} has {len(column.maps)} maps for {len(samples)} images")
-    with _figure(path, dpi=120) as figure:
+    with _figure(path, MAPS_DPI) as figure:
         headings = [fill(column.title, 16) for column in columns]
         axes = _grid(figure, samples, headings, title)
         for sample, line in zip(samples, axes, strict=True):
@@ -93,7 +97,7 @@ def draw_ranking(path: Path, leaderboard: Leaderboard) -> None:
         raise ValueError("there is no ranked row to draw")
     names = _explainers_by_mean(panels)
     models = list(dict.fromkeys(row.model for board in panels for row in _contestants(board)))
-    with _figure(path, dpi=160) as figure:
+    with _figure(path, RANKING_DPI) as figure:
         left, panel, gap, bottom = 0.15 + 0.058 * max(map(len, names)), 2.9, 0.2, 0.75
         lanes = len(names) * (0.12 + 0.09 * len(models))
         top = 0.4 + 0.12 * len({row.explainer for board in panels for row in board.complete if row.control})
@@ -123,7 +127,11 @@ def _figure(path: Path, dpi: int) -> Iterator[Figure]:
         figure = Figure(dpi=dpi, facecolor="white")
         yield figure
         content = io.BytesIO()
-        figure.savefig(content, format="png", metadata={"Software": None}, pil_kwargs={"optimize": True})
+        figure.savefig(content, format="png", metadata={"Software": None})
+    if len(content.getvalue()) > LARGEST:
+        picture = Image.open(io.BytesIO(content.getvalue())).convert("RGB")
+        content = io.BytesIO()
+        picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(content, "PNG")
     write_file(path, content.getvalue())
 
 
@@ -131,8 +139,9 @@ def _grid(figure: Figure, samples: Sequence[Sample], headings: Sequence[str], ti
     """Lay out one cell per image and column, 1 inch wide and without ticks, with room for words around."""
     rows, columns = len(samples), 1 + len(headings)
     height, width = samples[0].mask.shape
-    cell, gap, line, left, right, bottom = height / width, 0.05, 0.17, 0.2, 0.05, 0.42
-    top = 0.2 + 0.12 * max((heading.count("\n") for heading in headings), default=0) + 0.3 * bool(title)
+    cell = round(MAPS_DPI * height / width) / MAPS_DPI  # whole pixels, as all other lengths
+    gap, line, left, right, bottom = 0.05, 0.175, 0.2, 0.05, 0.425
+    top = 0.2 + 0.125 * max((heading.count("\n") for heading in headings), default=0) + 0.3 * bool(title)
     wide = left + columns * (1 + gap) - gap + right
     tall = top + rows * (cell + line) + bottom
     figure.set_size_inches(wide, tall)
@@ -216,31 +225,33 @@ def _is_coherent(mask: MaskArray) -> bool:
 def _outline(axis: Axes, mask: MaskArray, colour: str, width: float) -> None:
     """Draw the borders between selected and other pixels, and those along the edge of the image."""
     padded = np.pad(mask, 1)
+    y, x = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
+    upright = np.stack([x, y, x, y + 1], axis=-1)
+    y, x = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
+    level = np.stack([x, y, x + 1, y], axis=-1)
     # pixel i covers [i − 0.5, i + 0.5), as pixel centres are whole numbers
-    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
-    lines = [[(x - 0.5, y - 0.5), (x - 0.5, y + 0.5)] for y, x in zip(rows, columns, strict=True)]
-    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
-    lines += [[(x - 0.5, y - 0.5), (x + 0.5, y - 0.5)] for y, x in zip(rows, columns, strict=True)]
+    ends = np.concatenate([upright, level]).reshape(-1, 2) - 0.5
+    border = Outline(ends, np.tile([Outline.MOVETO, Outline.LINETO], len(ends) // 2))
     for thickness, shade in ((width + 1.0, "#00000090"), (width, colour)):  # on a halo, visible on any colour
-        axis.add_collection(
-            LineCollection(lines, colors=shade, linewidths=thickness, capstyle="projecting"), autolim=False
-        )
+        line = PathPatch(border, fill=False, edgecolor=shade, linewidth=thickness, capstyle="projecting")
+        axis.add_artist(line)  # add_patch would measure every segment, for limits that are set
 
 
 def _draw_key(figure: Figure, columns: Sequence[MapColumn]) -> None:
     """Explain lines, numbers and colours in one line below the grid."""
     wide, tall = figure.get_size_inches()
-    rim = withStroke(linewidth=2.4, foreground="black")
     lines = [Line2D([], [], color=TRUTH_COLOUR, label="truth", lw=2)]
     if any(column.masks is not None for column in columns):
-        lines.append(
-            Line2D([], [], color="white", label="predicted mask (in colour)", lw=1.3, path_effects=[rim])
-        )
+        rim = withStroke(linewidth=2.4, foreground="black")
+        label = "predicted mask (in colour)"
+        lines.append(Line2D([], [], color=PREDICTION_COLOUR, label=label, lw=1.3, path_effects=[rim]))
+    if any(column.iou is not None for column in columns):
+        lines.append(Line2D([], [], lw=0, label="below: IoU of the two"))
     figure.legend(
         handles=lines,
         loc="lower left",
         bbox_to_anchor=(0.15 / wide, 0),
-        ncols=2,
+        ncols=3,
         frameon=False,
         borderaxespad=0.6,
     )

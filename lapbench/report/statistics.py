@@ -5,6 +5,7 @@ speaks about other images of the same kind, not about other trainings.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -126,7 +127,8 @@ def _interval_ends(
     combine: means of resampled columns, (draws, m), → statistics, (draws, k). Means over a resample are taken
     by counting how often each image was drawn, which makes them one matrix product for all columns.
     """
-    from scipy.stats import bootstrap  # not above: importing it takes longer than all else in the room
+    # not above: importing this takes longer than all else in the room
+    from scipy.stats import DegenerateDataWarning, bootstrap
 
     n = len(values)
 
@@ -149,7 +151,9 @@ def _interval_ends(
         ).confidence_interval
         return np.stack([interval.low, interval.high], axis=-1)
 
-    found = ends("BCa" if n <= BCA_LIMIT else "percentile")
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # BCa is not defined: seen to below
+        found = ends("BCa" if n <= BCA_LIMIT else "percentile")
     undefined = ~np.isfinite(found).all(axis=-1, keepdims=True)
     if undefined.any():
         found = np.where(undefined, ends("percentile"), found)

@@ -1,0 +1,191 @@
+import io
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from lapbench.report import Leaderboard, MapColumn, draw_maps, draw_ranking
+from lapbench.report.figures import TRUTH_COLOUR, _grey, _is_coherent, _scale_by_max
+from lapbench.types import Box, Sample
+from tests.report.examples import make_leaderboard, make_row
+
+rng = np.random.default_rng(5)
+
+
+def make_sample(number: int, height: int = 64, width: int = 64, channels: int = 3) -> Sample:
+    mask = np.zeros((height, width), bool)
+    mask[10:30, 20:50] = True
+    image = np.full((channels, height, width), 0.5, np.float32)
+    return Sample(f"board/{number}", image, 1, (Box(20, 10, 50, 30),), mask)
+
+
+def blob(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.exp(-((x - 35) ** 2 + (y - 20) ** 2) / 150).astype(np.float32)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_the_same_maps_give_the_same_bytes_whatever_the_users_style(tmp_path: Path) -> None:
+    import matplotlib as mpl
+
+    samples = [make_sample(0), make_sample(1)]
+    column = MapColumn(
+        "Grad-CAM", np.stack([blob(8, 8)] * 2), np.stack([s.mask for s in samples]), [0.5, math.nan]
+    )
+    draw_maps(tmp_path / "a.png", samples, [column], title="digits")
+    with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 30}):
+        draw_maps(tmp_path / "b.png", samples, [column], title="digits")
+        assert mpl.rcParams["font.size"] == 20, "the user's own settings are put back"
+
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_the_predicted_mask_is_in_colour_and_all_else_grey(tmp_path: Path) -> None:
+    sample = make_sample(0)
+    selected = np.zeros((1, 64, 64), bool)
+    selected[0, :, :32] = True
+    flat = np.full((1, 64, 64), 0.6, np.float32)
+    column = MapColumn("LAP", flat, selected, absolute=True)
+    draw_maps(tmp_path / "a.png", [sample], [column])
+    picture = pixels(tmp_path / "a.png")
+
+    # the column's cell: 120 pixels wide, behind the margin, the image and the gap
+    top, left = int(0.2 * 120), round((0.2 + 1.05) * 120)
+    cell = picture[top : top + 120, left : left + 120]
+    inside, outside = cell[100, 20], cell[100, 100]
+    assert np.ptp(inside) > 60
+    assert np.ptp(outside) == 0
+    assert outside[0] == pytest.approx(inside @ (0.2126, 0.7152, 0.0722), abs=1.5), "as light as in colour"
+
+
+def test_the_truth_is_outlined_where_it_is(tmp_path: Path) -> None:
+    sample = make_sample(0, 60, 120)
+    draw_maps(tmp_path / "a.png", [sample], [MapColumn("zero", np.zeros((1, 1, 1), np.float32))])
+    picture = pixels(tmp_path / "a.png")
+    colour = [int(TRUTH_COLOUR[i : i + 2], 16) for i in (1, 3, 5)]
+    top, left = int(0.2 * 120), round((0.2 + 1.05) * 120)
+    cell = picture[top : top + 60, left : left + 120]  # one pixel of the picture is one of the map
+
+    rows, columns = np.nonzero(np.abs(cell - colour).max(axis=-1) < 40)
+    assert (rows.min(), rows.max()) == (pytest.approx(10, abs=1.5), pytest.approx(30, abs=1.5))
+    assert (columns.min(), columns.max()) == (pytest.approx(20, abs=1.5), pytest.approx(50, abs=1.5))
+
+
+@pytest.mark.parametrize("shape", [(40, 90, 3), (90, 40, 1), (64, 64, 1)])
+def test_any_shape_channel_and_content_is_drawn(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    height, width, channels = shape
+    samples = [make_sample(n, height, width, channels) for n in range(3)]
+    maps = np.stack([np.full((height, width), np.nan), np.zeros((height, width)), -np.ones((height, width))])
+    nothing, everything = np.zeros((3, height, width), bool), np.ones((3, height, width), bool)
+    columns = [
+        MapColumn("nothing selected", maps.astype(np.float32), nothing, [math.nan, 0.0, 0.0]),
+        MapColumn("all $selected_{2 and signed", maps.astype(np.float32), everything, signed=True),
+        MapColumn("coarse", rng.random((3, 2, 3)).astype(np.float32), absolute=True),
+    ]
+    draw_maps(tmp_path / "a.png", samples, columns, title="$x^2 \u6570\u5b57 \x1b[2J")
+
+    assert pixels(tmp_path / "a.png").shape[1] == pytest.approx(120 * (0.25 + 4 * 1.05 - 0.05), abs=1)
+
+
+def test_six_images_by_fourteen_columns_stay_below_a_megabyte(tmp_path: Path) -> None:
+    samples = []
+    for number in range(6):
+        noise = gaussian_filter(rng.random((3, 128, 128)), (0, 2, 2))
+        image = ((noise - noise.min()) / np.ptp(noise)).astype(np.float32)
+        samples.append(Sample(str(number), image, 0, (), gaussian_filter(image[0], 9) > 0.5))
+    columns = []
+    for number in range(14):
+        maps = rng.normal(size=(6, 128, 128)) if number < 3 else rng.random((6, 8, 8))
+        masks = gaussian_filter(rng.random((6, 128, 128)), (0, 6, 6)) > 0.5
+        columns.append(
+            MapColumn(f"Explainer {number}", maps.astype(np.float32), masks, [0.5] * 6, signed=number < 3)
+        )
+    draw_maps(tmp_path / "a.png", samples, columns)
+
+    assert (tmp_path / "a.png").stat().st_size < 1_000_000
+
+
+def test_wrong_numbers_of_maps_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no image to draw"):
+        draw_maps(tmp_path / "a.png", [], [])
+    with pytest.raises(ValueError, match="'Grad-CAM' has 2 maps for 1 images"):
+        draw_maps(
+            tmp_path / "a.png", [make_sample(0)], [MapColumn("Grad-CAM", np.zeros((2, 4, 4), np.float32))]
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_maps_are_scaled_as_they_are_scored() -> None:
+    np.testing.assert_array_equal(_scale_by_max(np.array([[-2.0, 4.0]])), [[-0.5, 1.0]])
+    np.testing.assert_array_equal(_scale_by_max(np.array([[-2.0, -1.0]])), [[0.0, 0.0]])
+    np.testing.assert_allclose(_grey(np.array([[[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]]))[0, :, 0], [1.0, 0.2126])
+
+
+def test_specks_are_told_from_areas() -> None:
+    disc = blob(64, 64) > 0.5
+    assert _is_coherent(disc)
+    assert _is_coherent(np.roll(disc, 20) | disc)
+    assert not _is_coherent(rng.random((64, 64)) < 0.3)
+    assert not _is_coherent(disc & (rng.random((64, 64)) < 0.5))
+
+
+def test_the_ranking_is_drawn_and_the_same_every_time(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        draw_ranking(tmp_path / name, make_leaderboard())
+
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert np.ptp(pixels(tmp_path / "a.png")) > 200
+
+
+def test_a_ranking_shows_each_mean_at_its_place(tmp_path: Path) -> None:
+    """The dot's distance from the axis grows in proportion to the mean."""
+    places = []
+    for mean in (0.2, 0.4):
+        anchor = make_row("z", 0.8, ci_low=None, ci_high=None)
+        rows = (make_row("a", mean, ci_low=None, ci_high=None), anchor)
+        draw_ranking(tmp_path / "a.png", Leaderboard(benchmark="x", benchmark_version=1, rows=rows))
+        picture = pixels(tmp_path / "a.png")
+        blue = np.abs(picture - (0x00, 0x72, 0xB2)).max(axis=-1) < 30
+        height = len(blue)
+        lanes = blue[: height - int(0.5 * 160)]  # above the key
+        upper, lower = (
+            np.nonzero(half.any(axis=0))[0].mean() for half in np.array_split(lanes[_span(lanes)], 2)
+        )
+        places.append((lower, upper))
+    (low, far), (high, same) = places
+    zero = 2 * low - high
+    assert far == same
+    assert (far - zero) / (low - zero) == pytest.approx(4, rel=0.03)
+
+
+def _span(marked: np.ndarray) -> slice:
+    rows = np.nonzero(marked.any(axis=1))[0]
+    return slice(rows[0], rows[-1] + 1)
+
+
+def test_a_ranking_without_a_rank_is_refused(tmp_path: Path) -> None:
+    control = Leaderboard(benchmark="x", benchmark_version=1, rows=(make_row("Oracle", 1.0, control=True),))
+
+    with pytest.raises(ValueError, match="there is no ranked row to draw"):
+        draw_ranking(tmp_path / "a.png", control)
+
+
+def test_pyplot_and_its_global_figures_are_not_used() -> None:
+    code = "import sys, lapbench.report.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], check=False)
+
+    assert found.returncode == 0
+
+
+def test_the_picture_is_a_png_without_a_date(tmp_path: Path) -> None:
+    draw_maps(tmp_path / "a.png", [make_sample(0)], [])
+
+    assert Image.open(io.BytesIO((tmp_path / "a.png").read_bytes())).text == {}  # type: ignore[attr-defined]
