@@ -60,7 +60,7 @@ class OnDemand:
     truth: bool
 
     def take(self, indices: IntArray) -> Batch:
-        """Return the samples at these indices, images in [0, 1]; each reader decodes its share in a thread."""
+        """Return the samples at these indices, images in [0, 1]; readers share the decoding in threads."""
         return _decode(self.readers, indices, truth=self.truth)
 
 

@@ -154,10 +154,10 @@ def _learn(
     )
     torch.manual_seed(seed)  # for the weights of the scoring modules
     discriminators = make_discriminators(lap_layers(model) if objective.needs_discriminators else {})
-    model.train()
     lesson = Lesson(
         model, discriminators, objective, material, diary, seed=seed, folder=workdir, progress=progress
     )
+    lesson.train()
     fit(lesson, hardware, workdir / CHECKPOINT if resumed else None)
 
 

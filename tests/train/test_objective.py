@@ -1,0 +1,172 @@
+from collections import namedtuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lapbench.benchmark import Losses, Recipe
+from lapbench.errors import TrainingError
+from lapbench.models import lap_layers, record_laps
+from lapbench.train import losses
+from lapbench.train.images import Batch
+from lapbench.train.objective import Objective, cross_entropy, make_discriminators, map_terms
+from tests.train.squares import PLUG, SIDE, network
+
+HEADS = ((1,),)
+
+
+def objective(supervision: str, **switches) -> Objective:
+    return Objective(
+        Recipe(supervision=supervision, epochs=1, losses=Losses(**switches)), PLUG.concepts, HEADS
+    )
+
+
+@pytest.fixture
+def batch() -> Batch:
+    torch.manual_seed(0)
+    masks = torch.zeros(6, SIDE, SIDE, dtype=torch.bool)
+    masks[1::2, 3:8, 4:9] = True
+    boxes = torch.full((6, 1, 4), torch.nan)
+    boxes[1::2, 0] = torch.tensor([4.0, 3.0, 9.0, 8.0])
+    return Batch(torch.randn(6, 1, SIDE, SIDE), torch.arange(6) % 2, masks, boxes)
+
+
+@pytest.fixture
+def seen(batch):
+    """A network with scores off their initial zero, what its LAPs recorded, and their DSMs."""
+    model = network()
+    discriminators = make_discriminators(lap_layers(model))
+    for module in [*lap_layers(model).values(), *discriminators.values()]:
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+    with record_laps(model) as records:
+        model(batch.images)
+    return model, list(records), discriminators
+
+
+@pytest.mark.parametrize(
+    ("supervision", "switches", "weights"),
+    [
+        ("none", {}, {"cross_entropy": 1.0}),
+        (
+            "weak",
+            {},
+            {"cross_entropy": 1.0, "concept_discrimination": 0.25, "concordance": 0.25, "dsm": 0.25},
+        ),
+        (
+            "weak",
+            {"concept_discrimination": 0.125, "concordance": 0.0, "dsm_weight": 3.0},
+            {"cross_entropy": 1.0, "concept_discrimination": 0.125, "concordance": 0.0, "dsm": 3.0},
+        ),
+        (
+            "weak",
+            {"rank_source": "self"},
+            {"cross_entropy": 1.0, "concept_discrimination": 0.25, "concordance": 0.25},
+        ),
+        ("boxes", {"boxes": 0.5}, {"cross_entropy": 1.0, "boxes": 0.5, "dsm": 0.5}),
+        ("boxes", {"rank_source_iar": "self"}, {"cross_entropy": 1.0, "boxes": 0.25}),
+    ],
+)
+def test_the_terms_of_a_recipe_and_their_weights(supervision, switches, weights, batch, seen):
+    aim = objective(supervision, **switches)
+    assert aim.weights == weights
+    terms = map_terms(aim, seen[1], seen[2], batch)
+    assert {"cross_entropy", *terms} == set(weights)
+    assert aim.needs_truth == (supervision == "boxes")
+
+
+def test_terms_are_summed_over_the_laps(batch, seen):
+    _, records, discriminators = seen
+    presence = losses.concept_presence(batch.labels, HEADS)
+    scores = [discriminators[r.name.replace(".", "/")](r.inputs) for r in records]
+    assert len(records) == 4
+    terms = map_terms(objective("weak"), records, discriminators, batch)
+    expected = sum(
+        losses.concept_discrimination(r.logits, presence, PLUG.concepts, ranking=q, ranking_inactive=q)
+        for r, q in zip(records, scores, strict=True)
+    )
+    assert terms["concept_discrimination"].item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = sum(losses.dsm_loss(q, presence, PLUG.concepts) for q in scores)
+    assert terms["dsm"].item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = sum(losses.concordance(records[i].logits, records[i + 1].logits) for i in range(3))
+    assert terms["concordance"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert terms["concordance"] > 0
+
+    truths = [losses.resize_truth(batch.masks, batch.boxes, tuple(r.logits.shape[2:])) for r in records]
+    boxes = map_terms(objective("boxes", rank_source_iar="self"), records, discriminators, batch)["boxes"]
+    expected = sum(
+        losses.box_supervision(r.logits, presence, t, PLUG.concepts)
+        for r, t in zip(records, truths, strict=True)
+    )
+    assert boxes.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("supervision", "switch", "other", "term"),
+    [
+        ("weak", "cd_mean_over_pixels", False, "concept_discrimination"),
+        ("weak", "k_rounding", "ceil", "concept_discrimination"),
+        ("weak", "rank_source", "self", "concept_discrimination"),
+        ("weak", "rank_source_iar", "self", "concept_discrimination"),
+        ("weak", "js_threshold", 0.6, "concordance"),
+        ("weak", "js_resize", "max", "concordance"),
+        ("weak", "js_form", "half", "concordance"),
+        ("weak", "js_pixels", "high-low", "concordance"),
+        ("boxes", "box_resize", "nearest", "boxes"),
+        ("boxes", "bb_positive_weight", 1.0, "boxes"),
+        ("boxes", "rank_source_iar", "self", "boxes"),
+    ],
+)
+def test_every_switch_reaches_its_term(supervision, switch, other, term, batch, seen):
+    _, records, discriminators = seen
+    usual = map_terms(objective(supervision), records, discriminators, batch)[term]
+    switched = map_terms(objective(supervision, **{switch: other}), records, discriminators, batch)[term]
+    assert usual.item() != pytest.approx(switched.item(), rel=1e-6)
+
+
+def test_the_scoring_modules_own_loss_reaches_nothing_else(batch, seen):
+    model, records, discriminators = seen
+    map_terms(objective("weak"), records, discriminators, batch)["dsm"].backward()
+    assert all(p.grad is None for p in model.parameters())
+    assert all(p.grad is not None for p in discriminators.parameters())
+
+
+def test_discriminators_are_made_like_the_scoring_modules_with_weights_of_their_own():
+    model = network()
+    discriminators = make_discriminators(lap_layers(model))
+    assert len(discriminators) == len(lap_layers(model)) == 4
+    for (name, module), lap in zip(discriminators.items(), lap_layers(model).values(), strict=True):
+        assert "." not in name
+        assert str(module) == str(lap.scoring)
+        assert not torch.equal(module.hidden.weight, lap.scoring.hidden.weight)
+        assert module.hidden.weight.data_ptr() != lap.scoring.hidden.weight.data_ptr()
+
+
+def test_one_lap_has_nothing_to_concord_with(batch, seen):
+    _, records, discriminators = seen
+    assert map_terms(objective("weak"), records[:1], discriminators, batch)["concordance"].item() == 0
+
+
+@pytest.mark.parametrize(("name", "weight"), [("InceptionOutputs", 0.4), ("GoogLeNetOutputs", 0.3)])
+def test_auxiliary_classifiers_take_part_in_cross_entropy(name, weight):
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 1, 1])
+    logits, first, second = torch.randn(3, 3, 2)
+    kind = namedtuple(name, ["logits", "first", "second"])
+    loss, answer = cross_entropy(kind(logits, first, second), labels)
+    expected = F.cross_entropy(logits, labels) + weight * (
+        F.cross_entropy(first, labels) + F.cross_entropy(second, labels)
+    )
+    assert loss.item() == pytest.approx(expected.item())
+    assert answer is logits
+    loss, _ = cross_entropy(kind(logits, None, None), labels)
+    assert loss.item() == pytest.approx(F.cross_entropy(logits, labels).item())
+
+
+def test_another_kind_of_output_is_refused():
+    with pytest.raises(TrainingError) as error:
+        cross_entropy((torch.zeros(1, 2), torch.zeros(1, 2)), torch.zeros(1, dtype=torch.int64))
+    assert str(error.value) == (
+        "in training the network returns tuple, but a tensor of logits was wanted, "
+        "or logits with auxiliary ones (InceptionOutputs, GoogLeNetOutputs)"
+    )
