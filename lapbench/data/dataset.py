@@ -216,8 +216,7 @@ def _check_file(path: Path, wanted: str) -> None:
     if found != wanted:
         raise DataError(
             f"{path}: the file is not the one of the manifest (SHA-256 {found}, wanted {wanted}): fetch it"
-            f" again, or write"
-            " the new digest into the manifest and raise its version"
+            " again, or write the new digest into the manifest and raise its version"
         )
 
 
@@ -275,7 +274,7 @@ def _check_size(record: Record, size: tuple[int, int], inspector: Inspector) -> 
         if not (0 <= x0 < x1 <= size[1] and 0 <= y0 < y1 <= size[0]):
             raise DataError(
                 f"{record.where}: the window {list(record.window)} leaves the image of {size[0]}×{size[1]}"
-                f" pixels"
+                " pixels"
             )
 
 

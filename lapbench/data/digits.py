@@ -65,10 +65,11 @@ class Placed:
 
 
 class Chance:
-    """Integers from SHAKE-256 of a text, one after the other."""
+    """Integers from SHAKE-256 of a text, one after the other, without end."""
 
-    def __init__(self, text: str, n_bytes: int) -> None:
-        self._bytes = hashlib.shake_256(text.encode()).digest(n_bytes)
+    def __init__(self, text: str) -> None:
+        self._stream = hashlib.shake_256(text.encode())
+        self._bytes = self._stream.digest(256)
         self._at = 0
 
     def below(self, n: int) -> int:
@@ -81,10 +82,10 @@ class Chance:
 
     def take(self, n: int) -> bytes:
         """Return the next n bytes."""
-        self._at += n
+        start, self._at = self._at, self._at + n
         if self._at > len(self._bytes):
-            raise ValueError("more chance was asked for than was drawn")
-        return self._bytes[self._at - n : self._at]
+            self._bytes = self._stream.digest(2 * self._at)  # a longer digest begins with the shorter one
+        return self._bytes[start : self._at]
 
 
 @reader("digits", version=VERSION)
@@ -138,7 +139,7 @@ def lay_out(name: str, scene: Scene) -> list[Placed]:
     """
     split, _, number = name.partition("-")
     present = int(number) % 2 == 1
-    chance = Chance(f"lapbench digits {VERSION} layout {name}", 2048)
+    chance = Chance(f"lapbench digits {VERSION} layout {name}")
     others = [d for d in range(10) if d != scene.digit]
     placed: list[Placed] = []
     for position in range(chance.between(*scene.objects)):
@@ -163,7 +164,7 @@ def _apart(a: Box, b: Box) -> bool:
 
 def _texture(name: str, side: int) -> npt.NDArray[np.int32]:
     """Return smooth noise in three octaves, its level and contrast drawn per image."""
-    chance = Chance(f"lapbench digits {VERSION} texture {name}", 4096 + 2 * (side + 8) ** 2)
+    chance = Chance(f"lapbench digits {VERSION} texture {name}")
     total = np.full((side, side), chance.between(15, 60) * 255 * 256.0)
     for step, strongest in ((16, 60), (8, 45), (4, 30)):
         weights = _blend(side, step)
@@ -176,7 +177,7 @@ def _texture(name: str, side: int) -> npt.NDArray[np.int32]:
 
 def _with_noise(canvas: npt.NDArray[np.int32], name: str) -> Array:
     """Add fine noise, its strength drawn per image, and return bytes."""
-    chance = Chance(f"lapbench digits {VERSION} noise {name}", 4 + canvas.size)
+    chance = Chance(f"lapbench digits {VERSION} noise {name}")
     strength = chance.between(6, 32)
     noise = np.frombuffer(chance.take(canvas.size), np.uint8).reshape(canvas.shape).astype(np.int32) - 128
     return np.clip(canvas + (noise * strength >> 7), 0, 255).astype(np.uint8)

@@ -56,7 +56,7 @@ def read_mask(path: Path, value: int | None = None) -> MaskArray:
         if image.mode not in ("1", "L", "P", "I", *_SIXTEEN_BITS):
             raise DataError(
                 f"{path}: a mask needs one number per pixel (grey or palette), found mode {image.mode}:"
-                f" convert it"
+                " convert it"
             )
         levels = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
     mask: MaskArray = levels != 0 if value is None else levels == value
@@ -152,7 +152,7 @@ def _to_float(image: Image.Image, form: str | None, path: Path) -> FloatArray:
     if image.mode in ("I", "F"):
         raise DataError(
             f"{path}: pixels of mode {image.mode} (32 bit) have no declared white: convert the file to 8 or"
-            f" 16 bit"
+            " 16 bit"
         )
     is_grey = image.mode in ("1", "L", "LA")
     if image.has_transparency_data:

@@ -79,8 +79,7 @@ def read_coco(
             if labels_by_boxes is None and len(names) != 1:
                 raise DataError(
                     f"{where}: the class must be one category, found {names or 'no object'}: name the"
-                    f" objects that"
-                    " count, or labels_by_boxes, in the manifest"
+                    " objects that count, or labels_by_boxes, in the manifest"
                 )
             label = labels_by_boxes[bool(names)] if labels_by_boxes else names[0]
             source = inside(root, f"{folder}/{image.file_name}" if folder else image.file_name, where=where)

@@ -129,8 +129,7 @@ def _boards(root: Path) -> list[Board]:
         return list(_table(root))
     raise DataError(
         f"{root}: no DeepPCB here; looked for {' and '.join(_LISTS.values())} (the published layout), then"
-        f" for boxes.csv:"
-        " name as data root the folder that holds PCBData"
+        " for boxes.csv: name as data root the folder that holds PCBData"
     )
 
 

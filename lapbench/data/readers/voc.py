@@ -113,7 +113,6 @@ def _label(found: list[Element], path: Path) -> str:
     if len(names) != 1:
         raise DataError(
             f"{path}: the class must be one object name, found {names or 'no object'}: name the objects"
-            f" that count, or"
-            " labels_by_boxes, in the manifest"
+            " that count, or labels_by_boxes, in the manifest"
         )
     return names[0]
