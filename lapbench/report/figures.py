@@ -97,6 +97,8 @@ def draw_ranking(path: Path, leaderboard: Leaderboard) -> None:
         raise ValueError("there is no ranked row to draw")
     names = _explainers_by_mean(panels)
     models = list(dict.fromkeys(row.model for board in panels for row in _contestants(board)))
+    ends = [max(_mean(row), row.ci_high or 0) for board in panels for row in _contestants(board)]
+    furthest = 1.04 * max(ends) or 1.0
     with _figure(path, RANKING_DPI) as figure:
         left, panel, gap, bottom = 0.15 + 0.058 * max(map(len, names)), 2.9, 0.2, 0.75
         lanes = len(names) * (0.12 + 0.09 * len(models))
@@ -108,6 +110,8 @@ def draw_ranking(path: Path, leaderboard: Leaderboard) -> None:
             for k in range(len(panels))
         ]
         for axis, board in zip(axes, panels, strict=True):
+            axis.set_xlim(0, furthest)
+            axis.locator_params(axis="x", nbins=6)
             _draw_board(axis, board, names, models)
             axis.set_yticks(range(len(names)), names if axis is axes[0] else [])
             axis.set_ylim(len(names) - 0.5, -0.5)
@@ -303,11 +307,20 @@ def _draw_board(axis: Axes, board: Board, names: Sequence[str], models: Sequence
             height += step * (-0.22 if row.selection == "native" else 0.22)
         beside = board.randomised.get(row.key[:3])
         if beside:
-            axis.plot(_mean(beside), height, "o", mfc="white", mec="#999999", mew=0.6, ms=2.6, zorder=2)
+            axis.plot(
+                _mean(beside),
+                height,
+                "o",
+                mfc="white",
+                mec="#999999",
+                mew=0.6,
+                ms=2.6,
+                zorder=2,
+                clip_on=False,
+            )
         _draw_dot(axis, row, height, MODEL_COLOURS[place % len(MODEL_COLOURS)])
     for lane in range(0, len(names), 2):
         axis.axhspan(lane - 0.5, lane + 0.5, color="#f2f2f2", zorder=0, lw=0)
-    axis.set_xlim(0, 1.04 * max(max(_mean(row), row.ci_high or 0) for row in rows))
     _draw_yardsticks(axis, board)
     axis.set_xlabel(f"IoU, {board.title[0].lower()}{board.title[1:]}")
     axis.tick_params(axis="y", length=0)
@@ -319,7 +332,15 @@ def _draw_dot(axis: Axes, row: Row, height: float, colour: str) -> None:
     if row.ci_low is not None and row.ci_high is not None:
         ends = [row.ci_low, row.ci_high]
         axis.plot(ends, [height, height], color=colour, lw=1.2, solid_capstyle="butt", zorder=3)
-    axis.plot(_mean(row), height, "s" if row.selection == "native" else "o", color=colour, ms=3.4, zorder=4)
+    axis.plot(
+        _mean(row),
+        height,
+        "s" if row.selection == "native" else "o",
+        color=colour,
+        ms=3.4,
+        zorder=4,
+        clip_on=False,
+    )
 
 
 def _draw_yardsticks(axis: Axes, board: Board) -> None:

@@ -108,7 +108,7 @@ def render_markdown(leaderboard: Leaderboard) -> str:
             slanted = [_is_aside(row) for row in board.complete]
             lines += [*_markdown_table(board.columns, cells, slanted), ""]
         if board.incomplete:
-            lines += ["Not ranked:", "", *(f"- {_markdown(_excuse(row))}" for row in board.incomplete), ""]
+            lines += ["Not ranked:", "", *(f"- {_markdown(text)}" for text in _excuses(board.incomplete)), ""]
     return "\n".join([*lines, _markdown(LEGEND), ""])
 
 
@@ -139,7 +139,8 @@ def render_terminal(leaderboard: Leaderboard) -> "RenderableType":
         if board.complete:
             parts.append(_BoardTable(board))
         parts += [
-            Text.assemble(("not ranked ", "bold red"), _printable(_excuse(row))) for row in board.incomplete
+            Text.assemble(("not ranked ", "bold red"), _printable(text))
+            for text in _excuses(board.incomplete)
         ]
         parts.append(Text(""))
     parts.append(Text(LEGEND, style="dim"))
@@ -162,7 +163,7 @@ def model_cells(model: ModelSummary) -> list[str]:
 def row_cells(row: Row, board: Board) -> list[str]:
     """Return the cells of a complete row, in the order of `Board.columns`."""
     if row.selection == "top-k":
-        own = _percent(row.tied_fraction)
+        own = NONE if row.tied_fraction is None else f"{row.tied_fraction:.1%}".replace("%", " %")
     else:
         sign, mark = "< " * (row.orientation == -1), " own" * (row.selection == "native")
         own = f"{sign}{_digits(row.threshold)}{mark}"
@@ -241,10 +242,15 @@ def _notes(row: Row, n: int) -> Iterator[str]:
         yield row.reason
 
 
-def _excuse(row: Row) -> str:
-    """Say why a row has no rank."""
-    lacking = f" ({row.n_failed:,} of {_count(row.n + row.n_failed, 'image')} without a score)"
-    return f"{row.model}, {_explainer(row)}, {row.selection}: {row.reason}{lacking if row.n_failed else ''}"
+def _excuses(rows: Sequence[Row]) -> Iterator[str]:
+    """Say why rows have no rank, in one line for all explainers of a model that share the reason."""
+    alike: dict[tuple[str, str, str, int, int], list[str]] = {}
+    for row in rows:
+        key = (row.model, row.selection, row.reason, row.n_failed, row.n + row.n_failed)
+        alike.setdefault(key, []).append(_explainer(row))
+    for (model, selection, reason, lacking, n), explainers in alike.items():
+        lost = f" ({lacking:,} of {_count(n, 'image')} without a score)" if lacking else ""
+        yield f"{model}, {selection}, {', '.join(explainers)}: {reason}{lost}"
 
 
 def _digits(value: float | None) -> str:

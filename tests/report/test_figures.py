@@ -171,6 +171,13 @@ def _span(marked: np.ndarray) -> slice:
     return slice(rows[0], rows[-1] + 1)
 
 
+def test_a_ranking_of_zeros_is_drawn(tmp_path: Path) -> None:
+    row = make_row("a", 0.0, ci_low=0.0, ci_high=0.0)
+    draw_ranking(tmp_path / "a.png", Leaderboard(benchmark="x", benchmark_version=1, rows=(row,)))
+
+    assert np.ptp(pixels(tmp_path / "a.png")) > 200
+
+
 def test_a_ranking_without_a_rank_is_refused(tmp_path: Path) -> None:
     control = Leaderboard(benchmark="x", benchmark_version=1, rows=(make_row("Oracle", 1.0, control=True),))
 

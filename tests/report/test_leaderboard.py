@@ -45,7 +45,7 @@ mean IoU over 200 images [95 % bootstrap interval].
 
 Not ranked:
 
-- vanilla, Relevance-CAM, threshold: no rule for \`Hardswish\` (200 of 200 images without a score)
+- vanilla, threshold, Relevance-CAM: no rule for \`Hardswish\` (200 of 200 images without a score)
 
 ## By top-k selection
 
@@ -53,7 +53,7 @@ mean IoU over 200 images [95 % bootstrap interval].
 
 | # | model | explainer | IoU \[interval\] | random net | ties | pointing | energy | notes |
 | --: | :-- | :-- | --: | --: | --: | --: | --: | :-- |
-| 1 | ws-lap | LAP All | 0.550 \[0.530, 0.580\] | – | 25 % | 0.750 | 0.500 |  |
+| 1 | ws-lap | LAP All | 0.550 \[0.530, 0.580\] | – | 25.0 % | 0.750 | 0.500 |  |
 
 IoU: predicted mask against truth.
 """
@@ -86,14 +86,14 @@ By thresholding: mean IoU over 200 images [95 % bootstrap interval]
    no network
 –  Oracle           1.000 [1.000, 1.000]           –      0.412     0.750   0.500  control
 –  Random           0.080 [0.060, 0.110]           –      0.412     0.750   0.500  control
-not ranked vanilla, Relevance-CAM, threshold: no rule for `Hardswish` (200 of 200 images without a
+not ranked vanilla, threshold, Relevance-CAM: no rule for `Hardswish` (200 of 200 images without a
 score)
 
 By top-k selection: mean IoU over 200 images [95 % bootstrap interval]
-#  explainer        IoU [interval]  random net  ties  pointing  energy  notes
-─────────────────────────────────────────────────────────────────────────────
+#  explainer        IoU [interval]  random net    ties  pointing  energy  notes
+───────────────────────────────────────────────────────────────────────────────
    ws-lap
-1  LAP All    0.550 [0.530, 0.580]           –  25 %     0.750   0.500
+1  LAP All    0.550 [0.530, 0.580]           –  25.0 %     0.750   0.500
 
 IoU: predicted mask against truth.
 """
@@ -214,7 +214,7 @@ def test_an_explainer_that_fails_on_the_trained_network_still_shows_its_control(
     text = render_markdown(Leaderboard(benchmark="x", benchmark_version=1, rows=rows))
 
     assert "| – | ws-lap | *Grad-CAM, random net* | 0.110" in text
-    assert "- ws-lap, Grad-CAM, threshold: it raised (200 of 200 images without a score)" in text
+    assert "- ws-lap, threshold, Grad-CAM: it raised (200 of 200 images without a score)" in text
 
 
 def test_a_board_of_failures_has_no_table() -> None:
@@ -223,9 +223,19 @@ def test_a_board_of_failures_has_no_table() -> None:
 
     assert "no row is complete" in render_markdown(board)
     assert "| # |" not in render_markdown(board)
-    assert "not ranked ws-lap, Grad-CAM, threshold: it raised (1 of 1 image without a score)" in in_terminal(
+    assert "not ranked ws-lap, threshold, Grad-CAM: it raised (1 of 1 image without a score)" in in_terminal(
         board, 120
     )
+
+
+def test_explainers_that_fail_alike_share_a_line() -> None:
+    lost = {"ci_low": None, "ci_high": None, "n": 0, "n_failed": 200, "complete": False}
+    rows = [make_row(name, math.nan, reason="no separation", **lost) for name in ("a", "b", "c")]
+    rows.append(make_row("d", math.nan, reason="it raised", **lost))
+    text = render_markdown(Leaderboard(benchmark="x", benchmark_version=1, rows=tuple(rows)))
+
+    assert "- ws-lap, threshold, a, b, c: no separation (200 of 200 images without a score)\n" in text
+    assert "- ws-lap, threshold, d: it raised (200 of 200 images without a score)\n" in text
 
 
 def test_an_empty_board_is_no_error() -> None:
