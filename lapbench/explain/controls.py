@@ -32,7 +32,9 @@ def center(model: nn.Module, images: Tensor, target: Tensor, *, deviation: Posit
     return (rows[:, None] * columns).expand(len(images), -1, -1)
 
 
-@explainer("ones", version=1, title="All-ones", needs=(), class_agnostic=True, control=True)
+@explainer(
+    "ones", version=1, title="All-ones", needs=(), native_threshold=0.5, class_agnostic=True, control=True
+)
 def ones(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     """Every pixel alike: the whole image is selected, and its mean IoU is the mean area of the truth."""
     return images.new_ones((len(images), *images.shape[-2:]), dtype=torch.float32)
