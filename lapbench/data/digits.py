@@ -196,15 +196,22 @@ def _blend(side: int, step: int) -> npt.NDArray[np.float64]:
 @cache
 def _opacity(index: int, height: int) -> Bytes:
     """Return a source digit scaled to about that height and trimmed to its ink: (h, w), 0..255."""
-    ink = _trim(_source()[0][index], 4)
-    width = max(5, (2 * ink.shape[1] * height + ink.shape[0]) // (2 * ink.shape[0]))
-    down, across = _enlarge(ink.shape[0], height), _enlarge(ink.shape[1], width)
-    smooth = (down @ np.pad(ink, 1).astype(np.float64) @ across.T).astype(np.int64)
+    ink = _ink(index)
+    old_height, old_width = ink.shape[0] - 2, ink.shape[1] - 2
+    width = max(5, (2 * old_width * height + old_height) // (2 * old_height))
+    smooth = (_enlarge(old_height, height) @ ink @ _enlarge(old_width, width).T).astype(np.int64)
     level = smooth * 255 // (16 * 2 * height * 2 * width)
     crisp = np.clip((level - 50) * 255 // 100, 0, 255)  # strokes keep an edge of one or two soft pixels
     return _trim(np.where(crisp < 32, 0, crisp).astype(np.uint8), 1)
 
 
+@cache
+def _ink(index: int) -> npt.NDArray[np.float64]:
+    """Return a source digit without its pale margins, in a border of zeros."""
+    return np.pad(_trim(_source()[0][index], 4), 1).astype(np.float64)
+
+
+@cache
 def _enlarge(old: int, new: int) -> npt.NDArray[np.float64]:
     """Return (new, old + 2): linear interpolation at pixel centres, zero outside, times 2·new."""
     matrix = np.zeros((new, old + 2))
