@@ -5,7 +5,7 @@ is a point that the papers leave undetermined, so the choice is a switch and sta
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     Field,
@@ -20,6 +20,7 @@ from lapbench.errors import UnknownNameError
 from lapbench.registry import architectures, check_parameters, explainers
 from lapbench.toml import Table, read_toml
 
+T = TypeVar("T", bound=Table)
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 RowName = Annotated[
     str, Field(pattern=r"^[^,\r\n]+$", max_length=60)
@@ -43,18 +44,19 @@ class Data(Table):
 
     @model_validator(mode="after")
     def _splits_are_apart(self) -> Self:
+        faults = []
         if self.score == self.fit:
-            raise ValueError(
+            faults.append(
                 f"the threshold may not be fitted on the split it is scored on: both are {self.fit!r}"
             )
         if self.score in (self.train, self.select):
-            raise ValueError(f"the scored split {self.score!r} may not train the network or choose its epoch")
+            faults.append(f"the scored split {self.score!r} may not train the network or choose its epoch")
         if not len(self.mean) == len(self.std) == self.channels:
-            raise ValueError(
+            faults.append(
                 f"mean and std need one value per channel, {self.channels} each "
                 f"(found {len(self.mean)} and {len(self.std)})"
             )
-        return self
+        return _without(faults, self)
 
 
 class Concept(Table):
@@ -93,17 +95,18 @@ class Plug(Table):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = [concept.name for concept in self.concepts]
+        faults = []
         if not names:
-            raise ValueError("LAP needs at least one concept")
+            faults.append("LAP needs at least one concept")
         if len(set(names)) < len(names):
-            raise ValueError(f"concept names must differ (found {names})")
-        if self.aggregation == "identity" and len(names) != 1:
-            raise ValueError(
+            faults.append(f"concept names must differ (found {names})")
+        if self.aggregation == "identity" and len(names) > 1:
+            faults.append(
                 f"aggregation 'identity' needs one concept, found {len(names)}: use max, sum or trainable"
             )
         if self.alpha_init == 0 and self.alpha_trainable:
-            raise ValueError("alpha_init = 0 is a stationary point: a trainable alpha would never move")
-        return self
+            faults.append("alpha_init = 0 is a stationary point: a trainable alpha would never move")
+        return _without(faults, self)
 
 
 class Losses(Table):
@@ -175,21 +178,23 @@ class Model(Table):
 
     @model_validator(mode="after")
     def _one_source_of_weights(self) -> Self:
+        faults = []
         if (self.recipe is None) == (self.weights is None):
-            raise ValueError("give either a recipe or weights" + (", not both" if self.recipe else ""))
+            faults.append("give either a recipe or weights" + (", not both" if self.recipe else ""))
         if self.weights is not None and self.seeds != (0,):
-            raise ValueError("given weights have no seeds")
+            faults.append("given weights have no seeds")
+        if len(set(self.seeds)) < len(self.seeds):
+            faults.append(f"seeds must differ (found {list(self.seeds)})")
         if self.recipe and self.recipe.supervision != "none" and self.plug is None:
-            raise ValueError(
+            faults.append(
                 f"supervision {self.recipe.supervision!r} trains concept heads, which need [models.plug]"
             )
-        check_parameters(
-            "architecture",
-            self.architecture,
-            architectures.get(self.architecture).parameters,
-            self.parameters,
-        )
-        return self
+        table = architectures.get(self.architecture).parameters
+        try:
+            check_parameters("architecture", self.architecture, table, self.parameters)
+        except ValueError as error:
+            faults.append(str(error))
+        return _without(faults, self)
 
 
 class Explainer(Table):
@@ -319,6 +324,13 @@ def select(
     if seed is not None:
         kept_models = tuple(m if m.weights else m.model_copy(update={"seeds": (seed,)}) for m in kept_models)
     return benchmark.model_copy(update={"models": kept_models, "explainers": kept_explainers})
+
+
+def _without(faults: list[str], table: T) -> T:
+    """Return a table that has no fault. Errors: ValueError with all faults that it has."""
+    if faults:
+        raise ValueError("; ".join(faults))
+    return table
 
 
 def _or_value_error(ask: Any) -> str:

@@ -1,7 +1,7 @@
 """The commands: the only place that prints, draws progress or exits.
 
 Exit codes: 0 done; 1 a check found a fault; 2 wrong usage, definition, data or weights; 3 the leaderboard is
-incomplete (some rows have a reason instead of a number); 130 interrupted.
+incomplete (some rows or maps have a reason instead of a number); 130 interrupted.
 """
 
 import sys
@@ -19,6 +19,8 @@ from rich.table import Table
 from lapbench.errors import LapbenchError
 
 if TYPE_CHECKING:
+    from lapbench.pipeline import Job
+    from lapbench.report import Leaderboard
     from lapbench.store import Entry, MapStore
 
 app = typer.Typer(
@@ -64,13 +66,16 @@ def run(
     seed: Seed = None,
 ) -> None:
     """Do the main job: train, explain, score and rank, making only what is missing."""
-    _stage("run", name, out, cache, data, limit, device, models, explainers, seed)
+    with _job(name, out, cache, data, limit, device, models, explainers, seed) as job:
+        from lapbench import pipeline
+
+        board = pipeline.run(job)
+    _show(board, job)
 
 
 @app.command()
 def train(
     name: Definition,
-    out: Out = None,
     cache: Cache = None,
     data: Data = None,
     limit: Limit = None,
@@ -78,14 +83,18 @@ def train(
     models: Models = "",
     seed: Seed = None,
 ) -> None:
-    """Train the networks of a benchmark that are not in the cache yet."""
-    _stage("train", name, out, cache, data, limit, device, models, "", seed)
+    """Train the networks of a benchmark that are not in the cache yet, and print where they are."""
+    with _job(name, None, cache, data, limit, device, models, "", seed) as job:
+        from lapbench import pipeline
+
+        paths = pipeline.train(job)
+    for path in paths:
+        out_console.print(str(path), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
 def explain(
     name: Definition,
-    out: Out = None,
     cache: Cache = None,
     data: Data = None,
     limit: Limit = None,
@@ -95,13 +104,17 @@ def explain(
     seed: Seed = None,
 ) -> None:
     """Draw the maps that are missing, with weights that are there."""
-    _stage("explain", name, out, cache, data, limit, device, models, explainers, seed)
+    with _job(name, None, cache, data, limit, device, models, explainers, seed) as job:
+        from lapbench import pipeline
+
+        reasons = pipeline.explain(job)
+    if reasons:
+        raise typer.Exit(3)
 
 
 @app.command()
 def score(
     name: Definition,
-    out: Out = None,
     cache: Cache = None,
     data: Data = None,
     limit: Limit = None,
@@ -110,7 +123,14 @@ def score(
     seed: Seed = None,
 ) -> None:
     """Fit thresholds and score the maps that are there."""
-    _stage("score", name, out, cache, data, limit, "auto", models, explainers, seed)
+    with _job(name, None, cache, data, limit, "auto", models, explainers, seed) as job:
+        from lapbench import pipeline
+
+        reasons = pipeline.score(job)
+    for reason in reasons:
+        _say(f"not scored: {reason}")
+    if reasons:
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -125,11 +145,15 @@ def report(
     seed: Seed = None,
 ) -> None:
     """Write the leaderboard and the pictures from scores that are there."""
-    _stage("report", name, out, cache, data, limit, "auto", models, explainers, seed)
+    with _job(name, out, cache, data, limit, "auto", models, explainers, seed) as job:
+        from lapbench import pipeline
+
+        board = pipeline.report(job)
+    _show(board, job)
 
 
-def _stage(
-    stage: Literal["run", "train", "explain", "score", "report"],
+@contextmanager
+def _job(
     name: str,
     out: Path | None,
     cache: Path | None,
@@ -139,12 +163,11 @@ def _stage(
     models: str,
     explainers: str,
     seed: int | None,
-) -> None:
-    """Run one stage of the pipeline, or all of them, with progress bars and exit codes."""
+) -> Iterator["Job"]:
+    """Give the job that the options of a command describe, with progress bars and exit codes."""
     with guarded():
         with err_console.status("loading torch …"):
             from lapbench import benchmark, pipeline
-            from lapbench.report import render_terminal
         definition = benchmark.select(
             benchmark.load_benchmark(name), models=_names(models), explainers=_names(explainers), seed=seed
         )
@@ -158,14 +181,18 @@ def _stage(
                 progress=bars.update,
                 notify=bars.note,
             )
-            job = pipeline.Job(definition, workspace)
-            board = getattr(pipeline, stage)(job)
-        if board is None:
-            return
-        out_console.print(render_terminal(board))
-        out_console.print(f"\nWritten to {workspace.out}/; weights and maps are kept in {workspace.cache}")
-        if not all(row.complete or row.control for row in board.rows):
-            raise typer.Exit(3)
+            yield pipeline.Job(definition, workspace)
+
+
+def _show(board: "Leaderboard", job: "Job") -> None:
+    """Print a leaderboard; exit with 3 where a contestant has no number."""
+    from lapbench.report import render_terminal
+
+    out_console.print(render_terminal(board))
+    where = f"\nWritten to {job.workspace.out}/; weights and maps are kept in {job.workspace.cache}"
+    out_console.print(where, markup=False, highlight=False, soft_wrap=True)
+    if not all(row.complete or row.control or row.randomised for row in board.rows):
+        raise typer.Exit(3)
 
 
 @app.command("ls")
@@ -239,14 +266,15 @@ def export_maps(
         store = _store(cache)
         entries = [e for e in store.entries() if only in e.path.relative_to(store.root).as_posix()]
         written = store.export(entries, folder)
-        out_console.print(f"{len(entries)} shards, {len(written)} files in {folder}")
+        summary = f"{len(entries)} shards, {len(written)} files in {folder}"
+        out_console.print(summary, markup=False, highlight=False, soft_wrap=True)
 
 
 def _store(cache: Path | None) -> "MapStore":
     from lapbench.pipeline import default_cache
     from lapbench.store import MapStore
 
-    return MapStore((cache or default_cache()) / "maps", warn=err_console.print)
+    return MapStore((cache or default_cache()) / "maps", warn=_say)
 
 
 def _entry_line(store: "MapStore", entry: "Entry") -> tuple[str, ...]:
@@ -273,11 +301,22 @@ def guarded() -> Iterator[None]:
         yield
     except LapbenchError as error:
         err_console.print(f"[red]error:[/] {type(error).__name__}", highlight=False)
-        err_console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        _say(str(error))
+        raise typer.Exit(2) from None
+    except BrokenPipeError:
+        raise  # whoever reads the output has enough of it: click ends quietly
+    except OSError as error:
+        err_console.print("[red]error:[/] the file system refuses", highlight=False)
+        _say(f"{error.filename or 'a file'}: {error.strerror or error}")
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        err_console.print("Interrupted. What is finished is kept; the same command goes on from there.")
+        _say("Interrupted. What is finished is kept; the same command goes on from there.")
         raise typer.Exit(130) from None
+
+
+def _say(text: str) -> None:
+    """Print a message as it is, on one line however long, so that paths in it can be copied."""
+    err_console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class Bars:
@@ -285,9 +324,9 @@ class Bars:
 
     def __init__(self) -> None:
         self._tasks: dict[str, TaskID] = {}
-        self._finished: set[str] = set()
+        self._said: set[str] = set()
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -303,18 +342,19 @@ class Bars:
         self._progress.stop()
 
     def update(self, done: int, total: int, text: str) -> None:
-        """Draw the state of one piece of work, named by its text."""
-        if text not in self._tasks:
-            self._tasks[text] = self._progress.add_task(text, total=total)
-        self._progress.update(self._tasks[text], completed=done, total=total)
-        if done >= total and text not in self._finished:
-            self._finished.add(text)
-            if not err_console.is_terminal:
-                err_console.print(f"{text}: {total}", markup=False, highlight=False)
+        """Draw the state of one piece of work; see `lapbench.executor.Progress` for the words."""
+        work, _, state = text.partition(" · ")
+        if work not in self._tasks:
+            self._tasks[work] = self._progress.add_task(text, total=total)
+        self._progress.update(self._tasks[work], completed=done, total=total, description=text)
+        key = f"{work}, finished" if done >= total else text
+        if not err_console.is_terminal and (state or done >= total) and key not in self._said:
+            self._said.add(key)
+            _say(f"{text} ({done}/{total})")
 
     def note(self, text: str) -> None:
         """Show a message above the bars."""
-        self._progress.console.print(text, markup=False, highlight=False)
+        _say(text)
 
 
 def main() -> None:

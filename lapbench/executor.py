@@ -11,7 +11,8 @@ from lapbench.store import MapStore, Shard
 
 T = TypeVar("T")
 Progress = Callable[[int, int, str], None]
-"""Called with the work done, the work in all, and what the work is."""
+"""Called with the work done, the work in all, and what the work is: a name, or ``name · state`` where the
+state changes while the work goes on."""
 
 
 @dataclass(frozen=True)

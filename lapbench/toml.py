@@ -1,5 +1,6 @@
 """From a TOML file to validated data: every fault at once, with its line and the nearest right name."""
 
+import copy
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -45,11 +46,30 @@ def parse_toml(text: str, model: type[M], *, where: str) -> M:
         return model.model_validate(data)
     except ValidationError as error:
         lines = locate_keys(text)
-        faults = [_fault(item, model, data, lines, where) for item in error.errors()]
+        items = [*error.errors(), *_contradictions(error, model, data)]
+        faults = [_fault(item, model, data, lines, where) for item in items]
         plural = "fault" if len(faults) == 1 else "faults"
         raise DefinitionError(
             f"{where}: {len(faults)} {plural}\n" + "\n".join(f"  {f}" for f in faults)
         ) from None
+
+
+def _contradictions(error: ValidationError, model: type[BaseModel], data: Any) -> list[Any]:
+    """Return what else is wrong once unknown keys are left out: until then pydantic compares no fields."""
+    unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
+    rest = copy.deepcopy(data)
+    for loc in unknown:
+        *tables, key = _real_parts(loc, rest)
+        holder = rest
+        for part in tables:
+            holder = holder[part]
+        holder.pop(key, None)
+    try:
+        model.model_validate(rest)
+    except ValidationError as remaining:
+        known = {(item["loc"], item["msg"]) for item in error.errors()}
+        return [item for item in remaining.errors() if (item["loc"], item["msg"]) not in known]
+    return []
 
 
 def locate_keys(text: str) -> dict[Path_, int]:

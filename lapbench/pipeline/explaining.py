@@ -1,5 +1,6 @@
 """Stage 2: draw the maps, and predict the labels, that missing rows need."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -8,13 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from lapbench.digest import plain
-from lapbench.errors import LapbenchError, StoreError
+from lapbench.errors import DataError, ExplainerError, LapbenchError, StoreError, WeightsError
 from lapbench.executor import Task, in_batches, make
+from lapbench.explain import Maps
 from lapbench.explain import explain as draw
 from lapbench.models.predict import predict
 from lapbench.pipeline.job import Block, Job, Purpose, Source, Subject
 from lapbench.pipeline.networks import Lazy, load_network
+from lapbench.pipeline.rows import missing_rows
 from lapbench.pipeline.samples import Samples
+from lapbench.report.results import write_file
 from lapbench.store import Shard
 from lapbench.train.hardware import resolve_device
 from lapbench.types import FloatArray
@@ -23,41 +27,32 @@ BATCH = 32
 """Samples explained at once, where memory allows."""
 
 
-def explain(job: Job) -> None:
+def explain(job: Job) -> list[str]:
     """Draw every map, and predict every label, that a missing row needs.
 
-    An explainer that fails leaves its reason for the table, and the others go on.
-    Errors: WeightsError where weights are missing.
+    An explainer that fails leaves its reason for the table, and the others go on; the reasons are returned.
+    Errors: WeightsError where weights are missing; DataError and StoreError where files are at fault.
     """
+    reasons: list[str] = []
     samples = Samples(job)
-    rows = job.missing_rows()
+    rows = missing_rows(job)
     for subject in job.subjects():
         network = Lazy(partial(load_network, job, subject))
         if not subject.randomised or job.benchmark.protocol.target == "predicted":
             _predict(job, subject, network, samples)
         for source in (source for row in rows for source in row.sources if source.subject == subject):
-            _explain(job, source, network, samples)
+            reasons += _explain(job, source, network, samples)
     for row in rows:
         if row.model is None:
-            _explain(job, row.sources[0], Lazy(nn.Identity), samples)
+            reasons += _explain(job, row.sources[0], Lazy(nn.Identity), samples)
+    return reasons
 
 
-def predictions(job: Job, subject: Subject, block: Block) -> FloatArray | None:
-    """The logits of a network on a block, (n, classes), or None where they are missing."""
-    shard = job.store.read(*job.prediction_key(subject, block))
-    return None if shard is None else shard.arrays["logits"]
-
-
-def scored_logits(job: Job, subject: Subject) -> FloatArray:
-    """What a network answers to every image of the scored split, (n, classes).
-
-    Errors: StoreError where that is not known.
-    """
-    parts = [predictions(job, subject, block) for block in job.prediction_blocks("score")]
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts):
-        raise StoreError(f"no predictions of {subject.text}: run `lapbench explain` first")
-    return np.concatenate(known)
+def read_logits(job: Job, subject: Subject, purpose: Purpose) -> FloatArray | None:
+    """What a network answers to every image of a split, (n, classes), or None where that is not known."""
+    shards = [job.store.read(*job.prediction_key(subject, block)) for block in job.prediction_blocks(purpose)]
+    known = [shard.arrays["logits"] for shard in shards if shard is not None]
+    return np.concatenate(known) if len(known) == len(shards) else None
 
 
 def _predict(job: Job, subject: Subject, network: Lazy, samples: Samples) -> None:
@@ -94,12 +89,12 @@ def _predict(job: Job, subject: Subject, network: Lazy, samples: Samples) -> Non
         )
 
 
-def _explain(job: Job, source: Source, network: Lazy, samples: Samples) -> None:
-    """Store the maps of one explainer on one network, or the reason why there are none."""
+def _explain(job: Job, source: Source, network: Lazy, samples: Samples) -> list[str]:
+    """Store the maps of one explainer on one network, or the reason why there are none, and return it."""
     device = resolve_device(job.workspace.device)
 
-    def compute(block: Block) -> Shard:
-        images, targets = samples.images(block), _targets(job, source, block, samples)
+    def compute(purpose: Purpose, block: Block) -> Shard:
+        images, targets = samples.images(block), _targets(job, source, purpose, block, samples)
         masks = torch.from_numpy(samples.masks(block)) if "masks" in source.spec.needs else None
         ids = samples.ids(block)
 
@@ -115,38 +110,57 @@ def _explain(job: Job, source: Source, network: Lazy, samples: Samples) -> None:
                 ids=ids[part],
             )
 
-        parts = in_batches(batch, len(images), batch_size=BATCH)
+        maps = _joined(source, in_batches(batch, len(images), batch_size=BATCH))
         return Shard(
             ids=ids,
             targets=targets.numpy(),
-            arrays={"maps": torch.cat([part.values.cpu() for part in parts]).numpy()},
-            diagnostics={
-                name: torch.cat([part.diagnostics[name].cpu().double() for part in parts]).numpy()
-                for name in parts[0].diagnostics
-            },
+            arrays={"maps": maps.values.numpy()},
+            diagnostics={name: values.numpy() for name, values in maps.diagnostics.items()},
             provenance=plain(source.identity()),
         )
 
     tasks = [
-        Task(*job.map_key(source, block), len(block.indices), partial(compute, block))
+        Task(*job.map_key(source, block), len(block.indices), partial(compute, purpose, block))
         for purpose in ("fit", "score")
         for block in job.blocks(purpose)
     ]
     failure = job.failure_path(source)
     try:
         make(tasks, job.store, job.workspace.progress, f"explain: {source.text}")
+    except (DataError, StoreError, WeightsError):
+        raise  # not the explainer's fault: it would come again with the next one
     except LapbenchError as error:
-        failure.parent.mkdir(parents=True, exist_ok=True)
-        failure.write_text(str(error), encoding="utf-8")
-        job.workspace.notify(f"{source.text}: {error}")
-    else:
-        failure.unlink(missing_ok=True)
+        write_file(failure, str(error).encode())
+        reason = f"{source.text}: {error}"
+        job.workspace.notify(reason)
+        return [reason]
+    failure.unlink(missing_ok=True)
+    return []
 
 
-def _targets(job: Job, source: Source, block: Block, samples: Samples) -> Tensor:
+def _joined(source: Source, parts: Sequence[Maps]) -> Maps:
+    """Join the maps of consecutive batches on the CPU. Errors: ExplainerError where they differ in kind."""
+    sizes = {tuple(part.values.shape[1:]) for part in parts}
+    figures = {tuple(sorted(part.diagnostics)) for part in parts}
+    if len(sizes) > 1 or len(figures) > 1:
+        raise ExplainerError(
+            f"explainer {source.spec.name!r} must return maps of one size with the same diagnostics for all "
+            f"batches, found {' and '.join(str(kind) for kind in (*sorted(sizes), *sorted(figures)))}"
+        )
+    return Maps(
+        torch.cat([part.values.cpu() for part in parts]),
+        {
+            name: torch.cat([part.diagnostics[name].cpu().double() for part in parts])
+            for name in figures.pop()
+        },
+    )
+
+
+def _targets(job: Job, source: Source, purpose: Purpose, block: Block, samples: Samples) -> Tensor:
     """The class explained in each sample (n,): the protocol's, or what the network itself predicts."""
     targets = job.targets(samples.labels(block))
     if targets is None:
-        logits = predictions(job, source.subject, block) if source.subject else None
-        targets = np.zeros(len(block.indices), np.int64) if logits is None else logits.argmax(axis=1)
-    return torch.from_numpy(targets.astype(np.int64))
+        logits = read_logits(job, source.subject, purpose) if source.subject else None
+        known = samples.labels(block) if logits is None else logits.argmax(axis=1)[list(block.indices)]
+        targets = known.astype(np.int64)
+    return torch.from_numpy(targets)

@@ -75,9 +75,8 @@ class Subject:
     def weights_digest(self) -> str:
         """SHA-256 of the weights file. Errors: WeightsError where there is none yet."""
         if not self.weights.is_file():
-            raise WeightsError(
-                f"no weights for {self.model.name} ({self.weights}): run `lapbench train` first"
-            )
+            mend = "give the path of a file" if self.model.weights else "run `lapbench train` first"
+            raise WeightsError(f"no weights for {self.model.name} ({self.weights}): {mend}")
         return digest_of_file(self.weights)
 
     @property
@@ -182,11 +181,16 @@ class Job:
         return self._considered[purpose]
 
     def weights(self, model: definition.Model, seed: int) -> Path:
-        """The file that holds a model's weights, given or to be trained."""
+        """The file that holds a model's weights, given or to be trained.
+
+        Errors: WeightsError where the weights that the recipe starts from are missing.
+        """
         if model.weights is not None:
             return model.weights
         recipe = model.recipe
         pretrained = recipe.pretrained if recipe else None
+        if pretrained and not pretrained.is_file():
+            raise WeightsError(f"{pretrained}: there is no such weights file, which {model.name} starts from")
         data = self.benchmark.data
         key = {
             **_structure(model),
@@ -222,10 +226,6 @@ class Job:
         for explainer in self.benchmark.explainers:
             if not explainers.get(explainer.name).needs & {"model", "lap"}:
                 yield RowSource(None, explainer, False, (Source(None, explainer),))
-
-    def missing_rows(self) -> list[RowSource]:
-        """The rows that no scores are stored for."""
-        return [row for row in self.rows() if not self.row_path(row).is_file()]
 
     def blocks(self, purpose: Purpose) -> list[Block]:
         """The samples whose maps are needed, cut into shards.

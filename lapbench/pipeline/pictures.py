@@ -4,10 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from lapbench import benchmark as definition
 from lapbench.digest import digest_of
+from lapbench.errors import StoreError
 from lapbench.pipeline.job import Block, Job, RowSource, slug
 from lapbench.report.figures import MapColumn, draw_maps, draw_ranking
 from lapbench.report.results import Leaderboard, Row, Selection, write_file
@@ -32,20 +31,44 @@ def draw_pictures(job: Job, leaderboard: Leaderboard) -> list[Path]:
     for model in job.benchmark.models:
         rows = [r for r in job.rows() if r.model is model and not r.randomised and job.row_path(r).is_file()]
         name = "maps.png" if model is job.benchmark.models[0] else f"maps-{slug(model.name)}.png"
+        if rows and not _keeping(job, name, _shown(job, rows)).is_file():
+            rows = _with_maps(job, name, rows)
         if rows:
-            shown = [job.row_digest(row) for row in rows]
-            drawn.append(_kept(job, name, shown, partial(_draw_maps, job, model, rows, leaderboard)))
+            draw = partial(_draw_maps, job, model, rows, leaderboard)
+            drawn.append(_kept(job, name, _shown(job, rows), draw))
     return drawn
+
+
+def _shown(job: Job, rows: list[RowSource]) -> list[str]:
+    """What a grid of maps shows."""
+    return [job.row_digest(row) for row in rows]
+
+
+def _keeping(job: Job, name: str, what: object) -> Path:
+    """Where a picture is kept in the cache."""
+    return job.workspace.cache / "pictures" / f"{digest_of([what, name, PICTURES_VERSION])[:16]}.png"
 
 
 def _kept(job: Job, name: str, what: object, draw: Callable[[Path], None]) -> Path:
     """Put a picture into the report: the one in the cache, or else a new one."""
-    kept = job.workspace.cache / "pictures" / f"{digest_of([what, name, PICTURES_VERSION])[:16]}.png"
+    kept = _keeping(job, name, what)
     if not kept.is_file():
         draw(kept)
     path = job.workspace.out / name
     write_file(path, kept.read_bytes())
     return path
+
+
+def _with_maps(job: Job, name: str, rows: list[RowSource]) -> list[RowSource]:
+    """Return the rows whose maps are still there; those of a scored row may have been removed since."""
+    block = job.blocks("score")[0]
+    there = [row for row in rows if job.store.read(*job.map_key(row.sources[0], block)) is not None]
+    if gone := [row.explainer.row for row in rows if row not in there]:
+        job.workspace.notify(
+            f"{name} is without {', '.join(gone)}: the maps have gone from the cache; to make them again, "
+            f"remove {job.workspace.cache / 'rows'}"
+        )
+    return there
 
 
 def _draw_maps(
@@ -69,7 +92,11 @@ def _column(job: Job, row: RowSource, block: Block, samples: list[Sample], score
     source, protocol = row.sources[0], job.benchmark.protocol
     spec, shard = source.spec, job.store.read(*job.map_key(source, block))
     size = samples[0].mask.shape
-    maps = np.full((len(samples), 1, 1), np.nan, np.float32) if shard is None else shard.maps[: len(samples)]
+    if shard is None:
+        raise StoreError(
+            f"maps of {source.text} have gone from {job.store.root} while they were drawn: run again"
+        )
+    maps = shard.maps[: len(samples)]
     masks: MaskArray | None = None
     if spec.native_threshold is not None:
         masks = predict_mask(upsample(maps, size, spec.upsample), spec.native_threshold)

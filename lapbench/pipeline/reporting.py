@@ -8,10 +8,11 @@ import numpy as np
 from lapbench import __version__
 from lapbench import benchmark as definition
 from lapbench.digest import digest_of, plain
-from lapbench.pipeline.explaining import scored_logits
+from lapbench.pipeline.explaining import read_logits
 from lapbench.pipeline.job import Job, Subject
 from lapbench.pipeline.pictures import draw_pictures
-from lapbench.pipeline.scoring import ScoredRow, read_rows
+from lapbench.pipeline.rows import ScoredRow
+from lapbench.pipeline.scoring import scored_rows
 from lapbench.report import Leaderboard, ModelSummary, Row, write_image_scores, write_report
 from lapbench.train.evaluation import metrics
 
@@ -20,7 +21,7 @@ def report(job: Job) -> Leaderboard:
     """Write the leaderboard and its pictures from the rows that are there, and return it, ranked."""
     out = job.workspace.out
     models = {model.name: _summary(job, model) for model in job.benchmark.models}
-    rows = [_finished(job, scored, models) for row in job.rows() for scored in read_rows(job, row)]
+    rows = [_finished(job, scored, models) for row in job.rows() for scored in scored_rows(job, row)]
     leaderboard = Leaderboard(
         benchmark=job.benchmark.name,
         benchmark_version=job.benchmark.version,
@@ -46,14 +47,16 @@ def _finished(job: Job, scored: ScoredRow, models: dict[str, ModelSummary]) -> R
 
 
 def _summary(job: Job, model: definition.Model) -> ModelSummary:
-    """How well a model classifies the scored split, averaged over its seeds."""
+    """How well a model classifies the scored split, averaged over its seeds; unknown before it is asked."""
     labels = job.considered("score").labels
     subjects = [Subject(model, seed, job.weights(model, seed)) for seed in model.seeds]
-    found = [metrics(scored_logits(job, subject), labels) for subject in subjects]
+    logits = [read_logits(job, subject, "score") for subject in subjects]
+    found = [metrics(answers, labels) for answers in logits if answers is not None]
+    known = len(found) == len(subjects)
     return ModelSummary(
         name=model.name,
-        accuracy=float(np.mean([m["accuracy"] for m in found])),
-        balanced_accuracy=float(np.mean([m["balanced_accuracy"] for m in found])),
+        accuracy=float(np.mean([m["accuracy"] for m in found])) if known else None,
+        balanced_accuracy=float(np.mean([m["balanced_accuracy"] for m in found])) if known else None,
         classes=len(job.dataset.classes),
         n=len(labels),
         seeds=model.seeds if model.recipe else (),

@@ -1,30 +1,27 @@
 """Stage 3: fit the global thresholds, score the maps, and store the rows."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from lapbench.digest import plain
 from lapbench.errors import StoreError
-from lapbench.pipeline.explaining import scored_logits
+from lapbench.pipeline.explaining import read_logits
 from lapbench.pipeline.job import Block, Job, Purpose, RowSource, Source
+from lapbench.pipeline.rows import ScoredRow, missing_rows, read_row, write_row
 from lapbench.pipeline.samples import Samples
 from lapbench.report.results import (
     CompletenessError,
     Counts,
     Estimate,
     ImageScores,
-    Record,
     Row,
     SeedResult,
     Selection,
-    write_file,
 )
 from lapbench.report.statistics import Interval, bootstrap_means, bootstrap_ratio
 from lapbench.score import ImageScores as Selected
@@ -38,19 +35,6 @@ CONTROLS = "no network"
 """What stands in the model column of a control that knows no network."""
 
 
-class ScoredRow(Record):
-    """A row and the scores of every image behind it."""
-
-    row: Row
-    images: ImageScores | None
-
-
-class Stored(Record):
-    """What is kept of one explainer on one model: a row for every selection."""
-
-    rows: tuple[ScoredRow, ...]
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What one seed of a row gave: its threshold, the scores of its images, and its diagnostics."""
@@ -61,31 +45,27 @@ class Outcome:
     completeness_error: Scores | None
 
 
-def score(job: Job) -> None:
-    """Score every row whose maps are all there and that is not scored yet."""
-    samples = Samples(job)
-    rows = job.missing_rows()
+def score(job: Job) -> list[str]:
+    """Score every row whose maps are all there and that is not scored yet; return why others cannot be."""
+    samples, reasons = Samples(job), []
+    rows = missing_rows(job)
     for number, row in enumerate(rows):
         job.workspace.progress(number, len(rows), "score")
-        if not missing_maps(job, row):
-            stored = Stored(rows=tuple(_score(job, row, samples)))
-            write_file(
-                job.row_path(row), json.dumps(stored.model_dump(mode="json"), allow_nan=False).encode()
-            )
+        if reason := missing_maps(job, row):
+            reasons.append(f"{row.explainer.row}: {reason}")
+        else:
+            write_row(job, row, tuple(_score(job, row, samples)))
     if rows:
         job.workspace.progress(len(rows), len(rows), "score")
+    return reasons
 
 
-def read_rows(job: Job, row: RowSource) -> tuple[ScoredRow, ...]:
+def scored_rows(job: Job, row: RowSource) -> tuple[ScoredRow, ...]:
     """Return the scored rows of an explainer on a model; where it has none, rows that say why."""
-    path = job.row_path(row)
-    try:
-        return Stored.model_validate_json(path.read_bytes()).rows
-    except FileNotFoundError:
-        reason = missing_maps(job, row) or "its maps are not scored yet: run `lapbench score`"
-    except ValidationError:
-        path.unlink()  # cut short or changed by hand: made again by the next run
-        reason = f"{path} was damaged and is removed: run `lapbench score` again"
+    stored = read_row(job, row)
+    if stored is not None:
+        return stored
+    reason = missing_maps(job, row) or "its maps are not scored yet: run `lapbench score`"
     return tuple(_failed(job, row, selection, reason) for selection in selections(job, row))
 
 
@@ -97,13 +77,16 @@ def selections(job: Job, row: RowSource) -> list[Selection]:
 
 def missing_maps(job: Job, row: RowSource) -> str:
     """Say why a row cannot be scored, or nothing."""
+    if not job.blocks("score"):
+        return f"no image of the split {job.considered('score').name!r} has a truth to be scored against"
     for source in row.sources:
         failure = job.failure_path(source)
         if failure.is_file():
             return failure.read_text(encoding="utf-8")
         for purpose in _PURPOSES:
             split = job.considered(purpose).name
-            if any(job.store.read(*job.map_key(source, block)) is None for block in job.blocks(purpose)):
+            paths = [job.store.path(*job.map_key(source, block)) for block in job.blocks(purpose)]
+            if not all(path.is_file() for path in paths):
                 return f"no maps of {source.text} on {split}: run `lapbench explain` first"
     return ""
 
@@ -194,7 +177,11 @@ def _kept(job: Job, row: RowSource) -> MaskArray:
     if job.benchmark.protocol.score_images == "correct-positives":
         labels = job.considered("score").labels
         for subject in (source.subject for source in row.sources if source.subject):
-            kept &= scored_logits(job, subject).argmax(axis=1) == labels
+            # random weights are compared on the images that the trained network gets right
+            logits = read_logits(job, replace(subject, randomised=False), "score")
+            if logits is None:
+                raise StoreError(f"no predictions of {subject.text}: run `lapbench explain` first")
+            kept &= logits.argmax(axis=1) == labels
     return kept[[index for block in blocks for index in block.indices]]
 
 

@@ -7,7 +7,7 @@ from filelock import FileLock
 from lapbench import benchmark as definition
 from lapbench.errors import WeightsError
 from lapbench.models.weights import save_weights
-from lapbench.pipeline.job import Job
+from lapbench.pipeline.job import Job, Subject
 from lapbench.pipeline.networks import new_network
 from lapbench.train import seeded
 from lapbench.train import train as fit
@@ -36,6 +36,7 @@ def train(job: Job) -> list[Path]:
 
 
 def _train(job: Job, model: definition.Model, recipe: definition.Recipe, seed: int, path: Path) -> None:
+    name = Subject(model, seed, path).text
     with seeded(seed):
         network = new_network(job, model)
     record = fit(
@@ -47,7 +48,7 @@ def _train(job: Job, model: definition.Model, recipe: definition.Recipe, seed: i
         seed=seed,
         device=job.workspace.device,
         workdir=path.with_suffix(".training"),
-        progress=lambda done, total, text: job.workspace.progress(done, total, f"train {model.name}: {text}"),
+        progress=lambda done, total, text: job.workspace.progress(done, total, f"train {name} · {text}"),
     )
     save_weights(
         path,
