@@ -29,7 +29,8 @@ def choose_hardware(device: str, precision: Literal["auto", "32-true", "16-mixed
     """Return the hardware that a device name stands for: auto (every GPU, else the CPU), cpu, cuda, cuda:N.
 
     On a CPU training is always in full precision; auto takes bfloat16 where the GPU computes it, else
-    float16. Errors: TrainingError for a device that is not there.
+    float16.
+    Errors: TrainingError for a device that is not there.
     """
     if device == "auto":
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -76,11 +76,12 @@ def train(
     """Train a network and leave the best epoch's weights in it, in eval mode on the CPU.
 
     model: plugged by plug where the recipe supervises concept heads; build it inside `seeded` for a seed
-    that decides its first weights, too. workdir: keeps one checkpoint; called again after an interruption,
-    the training goes on after the last finished epoch and ends, on the same machine, in the same weights.
-    The interrupted model is left as it was given. A checkpoint that is damaged or belongs to another
-    training is set aside as ``last.ckpt.broken``. Errors: TrainingError when training cannot start or
-    diverges; WeightsError for the recipe's start weights.
+    that decides its first weights, too. workdir: keeps one checkpoint, for one training at a time; called
+    again after an interruption, the training goes on after the last finished epoch and ends, on the same CPU
+    with the same number of threads, in the same weights bit for bit. The interrupted model is left as it was
+    given. A checkpoint that is damaged or belongs to another training is set aside as ``last.ckpt.broken``.
+    Errors: TrainingError when training cannot start or diverges; WeightsError for the recipe's start
+    weights.
     """
     objective = _objective(model, recipe, plug)
     check_classes(dataset[data.train].labels, dataset.classes, recipe, split=data.train)
