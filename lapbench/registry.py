@@ -102,8 +102,8 @@ class Registry(Generic[E]):
         """Import what registers entries; a broken plug-in is noted in `broken`, never fatal."""
         if self._loaded:
             return
-        self._loaded = True
         importlib.import_module(self.home)
+        self._loaded = True
         for point in entry_points(group=self.group):
             try:
                 point.load()

@@ -1,0 +1,75 @@
+"""What the README shows must run as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import lapbench
+from lapbench.benchmark import Model
+from lapbench.cli import app
+from lapbench.data import Manifest
+from lapbench.models import build
+from lapbench.registry import explainers
+from lapbench.toml import Table, parse_toml
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced code blocks of one language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_lap_is_a_layer_like_any_other():
+    names: dict[str, object] = {}
+
+    exec(blocks("python")[0], names)
+
+    assert names["logits"].shape == (1, 2)
+
+
+@pytest.fixture
+def registered():
+    """Forget explainers that a test registers."""
+    before = set(explainers.names())
+    yield
+    for name in set(explainers.names()) - before:
+        del explainers._entries[name]
+
+
+def test_the_ten_line_explainer_keeps_the_contract(registered):
+    names: dict[str, object] = {"__name__": "readme"}
+    exec(blocks("python")[1], names)
+    model = build("resnet18", num_classes=2, in_channels=3, parameters={"width": 8, "blocks": [1, 1, 1, 1]})
+
+    lapbench.check_explainer(names["gradient_norm"], model, torch.rand(3, 3, 64, 64), torch.tensor([0, 1, 0]))
+
+    assert explainers.get("gradient_norm").title == "Gradient norm"
+
+
+def test_the_python_interface_has_the_names_it_shows():
+    code = blocks("python")[2]
+
+    compile(code, "README.md", "exec")
+    assert all(hasattr(lapbench, name) for name in re.findall(r"lapbench\.(\w+)", code))
+
+
+def test_the_manifest_and_the_model_are_valid():
+    class Models(Table):
+        models: tuple[Model, ...]
+
+    manifest = parse_toml(blocks("toml")[0], Manifest, where="README.md")
+    (model,) = parse_toml(blocks("toml")[1], Models, where="README.md").models
+
+    assert manifest.classes == ("healthy", "finding")
+    assert model.weights == Path("ours.safetensors")
+
+
+def test_every_command_is_mentioned():
+    commands = {c.name or c.callback.__name__ for c in app.registered_commands}
+
+    missing = {name for name in commands if not re.search(rf"`(lapbench )?{name}\b", README)}
+
+    assert not missing
