@@ -34,33 +34,6 @@ class LapConv2d(nn.Conv2d):
         return cast(Tensor, self.lap(super().forward(x)))
 
 
-class LapReLU(nn.ReLU):
-    """ReLU, then LAP."""
-
-    lap: nn.Module
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Rectify and pool."""
-        return cast(Tensor, self.lap(super().forward(x)))
-
-
-class LapSequential(nn.Sequential):
-    """A sequence with LAP after the layer named `lap_after`."""
-
-    lap: nn.Module
-    lap_after: str
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layers in turn; LAP, though registered last, in its place."""
-        for name, layer in self.named_children():
-            if layer is self.lap:
-                continue
-            x = layer(x)
-            if name == self.lap_after:
-                x = self.lap(x)
-        return x
-
-
 class LapBasicConv2d(BasicConv2d):
     """Convolution at stride 1, batch norm, ReLU, then LAP."""
 

@@ -30,9 +30,15 @@ STEM_STRIDE = 4
 GLOBAL_POOL = "global_pool"
 """The site of a global pooling that is a function call rather than a module."""
 
-_PROBE_SIZE = 299
-_ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+_PROBE_SIZES = (
+    299,
+    224,
+    128,
+    64,
+    32,
+    28,
+)  # of the image that shapes are asked with; some networks take one only
+_NEVER_STEM = (BasicBlock, Bottleneck, InceptionB, InceptionD, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -108,11 +114,12 @@ def find_sites(model: nn.Module) -> list[Site]:
     (squeeze-and-excitation), or that gives a fixed size other than 1×1 (VGG, AlexNet), is none.
     """
     modules = dict(_candidates(model))
+    size, shapes = _probe(model, modules)
     sites = []
-    for name, size_in, size_out in _probe(model, modules):
-        reduced = 2 ** round(math.log2(_PROBE_SIZE / size_in[2]))
-        block = isinstance(modules[name], (BasicBlock, Bottleneck, InceptionB, InceptionD, *_ADAPTIVE))
-        sites.append(Site(name, size_in[1], size_out[1], block or reduced >= STEM_STRIDE))
+    for name, shape_in, shape_out in shapes:
+        reduced = 2 ** round(math.log2(size / shape_in[2]))
+        late = isinstance(modules[name], _NEVER_STEM) or reduced >= STEM_STRIDE
+        sites.append(Site(name, shape_in[1], shape_out[1], late))
     if (kind := type(model)) in blocks.GLOBAL_POOL:
         head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
         sites.append(Site(GLOBAL_POOL, head.in_features, head.in_features, in_paper=True))
@@ -128,14 +135,19 @@ def choose_sites(sites: Sequence[Site], wanted: Sequence[str]) -> list[Site]:
 
     Errors: UnknownNameError with the nearest right name.
     """
+    names = [site.name for site in sites]
     if wanted == "all":
         return list(sites)
     if wanted == "paper":
-        return [site for site in sites if site.in_paper]
-    for name in wanted:
-        if not any(_within(site.name, name) for site in sites):
-            raise UnknownNameError("LAP site", name, [site.name for site in sites])
-    return [site for site in sites if any(_within(site.name, name) for name in wanted)]
+        chosen = [site for site in sites if site.in_paper]
+    else:
+        for name in wanted:
+            if not any(_within(site, name) for site in names):
+                raise UnknownNameError("LAP site", name, names)
+        chosen = [site for site in sites if any(_within(site.name, name) for name in wanted)]
+    if not chosen:
+        raise DefinitionError(f"sites = {wanted!r} chooses no place for LAP: choose among {', '.join(names)}")
+    return chosen
 
 
 def _within(site: str, name: str) -> bool:
@@ -169,25 +181,41 @@ def _is_site(module: nn.Module) -> bool:
     return False
 
 
-def _probe(model: nn.Module, modules: Mapping[str, nn.Module]) -> list[tuple[str, torch.Size, torch.Size]]:
-    """Which of the modules run, in which order, and the shapes they take and give; nothing is computed."""
+def _probe(
+    model: nn.Module, modules: Mapping[str, nn.Module]
+) -> tuple[int, list[tuple[str, torch.Size, torch.Size]]]:
+    """The side of an image, and the modules that it passes, in order, with the shapes they take and give.
+
+    Nothing is computed: the tensors have shapes only.
+    """
     seen: dict[str, tuple[str, torch.Size, torch.Size]] = {}
 
     def see(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         return lambda _module, args, out: seen.update({name: (name, args[0].shape, out.shape)})
 
-    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    image = torch.empty(1, first.in_channels, _PROBE_SIZE, _PROBE_SIZE, device="meta")
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     shapes = {name: tensor.detach().to("meta", torch.float32) for name, tensor in tensors.items()}
     handles = [module.register_forward_hook(see(name)) for name, module in modules.items()]
     try:
         with evaluating(model), torch.no_grad():
-            torch.func.functional_call(model, shapes, (image,))
+            for size in _PROBE_SIZES:
+                seen.clear()
+                try:
+                    torch.func.functional_call(
+                        model, shapes, (torch.empty(1, channels, size, size, device="meta"),)
+                    )
+                except (RuntimeError, ValueError) as error:
+                    reason = str(error).partition("\n")[0]
+                else:
+                    return size, list(seen.values())
     finally:
         for handle in handles:
             handle.remove()
-    return list(seen.values())
+    raise DefinitionError(
+        f"{type(model).__name__} takes images of none of the sizes {', '.join(map(str, _PROBE_SIZES))}, "
+        f"so the places for LAP cannot be found ({reason})"
+    )
 
 
 def _install(model: nn.Module, site: Site, spec: Plug) -> None:
@@ -254,21 +282,31 @@ def _install_after(parent: nn.Module, child: str, convolution: nn.Conv2d, spec: 
     """LAP behind a convolution, which loses its stride: directly, or behind its norm and activation."""
     lap = _tiles(convolution.out_channels, cast(tuple[int, int], convolution.stride), spec)
     convolution.stride = (1, 1)
-    if spec.lap_position == "pre_norm":
-        blocks.become(convolution, blocks.LapConv2d, lap=lap)
-        return
+    directly = spec.lap_position == "pre_norm"
     match parent:
-        case nn.Sequential():
-            blocks.become(parent, blocks.LapSequential, lap=lap, lap_after=_last_of_unit(parent, child))
+        case nn.Sequential() if type(parent).forward is nn.Sequential.forward:
+            _insert(parent, child if directly else _last_of_unit(parent, child), lap)
+        case _ if directly:
+            blocks.become(convolution, blocks.LapConv2d, lap=lap)
         case BasicConv2d() | GoogLeNetConv2d():
             blocks.become(parent, blocks.LapBasicConv2d, lap=lap)
         case ResNet():  # the stem: conv1, bn1, relu
-            blocks.become(cast(nn.Module, parent.relu), blocks.LapReLU, lap=lap)
+            parent.relu = nn.Sequential(parent.relu, lap)
         case _:
             raise DefinitionError(
                 f"lap_position 'post_act' needs to know what follows the convolution {child!r} in "
                 f"{type(parent).__name__}: use 'pre_norm', or leave this site out"
             )
+
+
+def _insert(sequence: nn.Sequential, after: str, lap: LAP) -> None:
+    """Put LAP into a sequence, behind a layer; the other layers keep their names."""
+    layers = list(sequence._modules.items())
+    sequence._modules.clear()
+    for name, layer in layers:
+        sequence.add_module(name, layer)
+        if name == after:
+            sequence.add_module(f"{name}_lap", lap)
 
 
 def _last_of_unit(sequence: nn.Sequential, name: str) -> str:
