@@ -1,6 +1,7 @@
 """Any CNN in the form that the rules of Guided Backprop, DeepLIFT and Relevance-CAM are written for."""
 
 import copy
+import inspect
 import operator
 from collections import OrderedDict
 from collections.abc import Callable
@@ -50,8 +51,9 @@ def canonical(model: nn.Module) -> Canonical:
     """
     twin = twin_of(model).eval()
     tracer = _Tracer()
+    optional = list(inspect.signature(twin.forward).parameters.values())[1:]  # behind the images
     try:
-        graph = tracer.trace(twin)
+        graph = tracer.trace(twin, {p.name: p.default for p in optional if p.default is not p.empty})
     except Exception as error:
         raise NotApplicableError(
             f"{type(model).__name__} cannot be traced by torch.fx, which this explainer needs: "

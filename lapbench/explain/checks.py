@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,8 @@ def check_explainer(
     images: at least two, (B, C, H, W); masks and ids default to made-up ones. bare: call the function itself
     rather than `explain`, so that what it leaves behind is found although `explain` would tidy up after it.
     A plain function is held to the whole contract; what is class-agnostic or a control must be registered so.
-    Errors: ExplainerError that lists the checks that failed, each with what was found and wanted.
+    Errors: ExplainerError that lists the checks that failed, each with what was found and wanted;
+    NotApplicableError where the explainer has nothing to say of this network or these targets.
     """
     checks = run_checks(explainer, model, images, target, parameters, masks=masks, ids=ids, bare=bare)
     faults = [f"  {check.name}: {check.fault}" for check in checks if not check.passed]
@@ -74,28 +76,27 @@ def run_checks(
     """Return the outcome of every check, in order; arguments as in `check_explainer`."""
     if len(images) < 2:
         raise ExplainerError(f"the checks need at least two images, found {len(images)}")
-    case = Case(
-        explainer,
-        model,
-        images,
-        target,
-        dict(parameters or {}),
-        torch.arange(images[0, 0].numel()).reshape(images[0, 0].shape).expand(len(images), -1, -1) % 2 == 0
-        if masks is None
-        else masks,
-        tuple(f"sample-{number}" for number in range(len(images))) if ids is None else tuple(ids),
-        bare,
-    )
-    outcomes = []
+    masks = images[:, 0] > images[:, 0].mean() if masks is None else masks
+    ids = [f"sample-{number}" for number in range(len(images))] if ids is None else ids
+    case = Case(explainer, model, images, target, dict(parameters or {}), masks, tuple(ids), bare)
+    outcomes: list[Check] = []
     for name, check in CHECKS.items():
-        try:
-            fault = check(case) or ""
-        except NotApplicableError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a stranger's explainer may raise anything
-            fault = f"it raised {type(error).__name__}: {error}"
-        outcomes.append(Check(name, fault))
+        outcomes.append(Check(name, _fault_of(check, case)))
+        if name == "shape" and not outcomes[-1].passed:
+            break  # there are no maps to look at
     return outcomes
+
+
+def _fault_of(check: Callable[["Case"], str | None], case: "Case") -> str:
+    """Run one check; an exception is a fault, but for one that says that there is nothing to check."""
+    try:
+        return check(case) or ""
+    except NotApplicableError:
+        raise
+    except ExplainerError as error:
+        return str(error)
+    except Exception as error:  # noqa: BLE001 - a stranger's explainer may raise anything
+        return f"it raised {type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)
@@ -116,28 +117,40 @@ class Case:
         """What is declared of the explainer; nothing, for a plain function."""
         return self.explainer if isinstance(self.explainer, ExplainerSpec) else None
 
-    def raw(self) -> Any:
-        """Call the explainer; return what it returns."""
-        if not self.bare:
-            return explain(
-                self.explainer, self.model, self.images, self.target, self.parameters,
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The explainer itself."""
+        return self.explainer.function if isinstance(self.explainer, ExplainerSpec) else self.explainer
+
+    @cached_property
+    def result(self) -> Tensor:
+        """The values that the explainer returned, as it returned them."""
+        returned: list[Any] = []
+
+        def watched(*arguments: Any, **named: Any) -> Any:
+            returned.append(self.function(*arguments, **named))
+            return returned[-1]
+
+        self.call(watched)
+        return returned[-1].values if isinstance(returned[-1], Maps) else returned[-1]
+
+    @property
+    def maps(self) -> Tensor:
+        """The maps (B, h, w), without their graph."""
+        return self.result.detach()
+
+    def call(self, function: Callable[..., Any]) -> None:
+        """Call a function as the explainer is called."""
+        if self.bare:
+            truth = {"masks": self.masks, "ids": self.ids}
+            needed = {need: value for need, value in truth.items() if self.spec and need in self.spec.needs}
+            function(self.model, self.images, self.target, **self.parameters, **needed)
+        else:
+            explainer = replace(self.spec, function=function) if self.spec else function
+            explain(
+                explainer, self.model, self.images, self.target, self.parameters,
                 masks=self.masks, ids=self.ids,
             )  # fmt: skip
-        extra: dict[str, Any] = {}
-        if self.spec:
-            extra = {
-                key: value
-                for key, value in (("masks", self.masks), ("ids", self.ids))
-                if key in self.spec.needs
-            }
-        function: Any = self.spec.function if self.spec else self.explainer
-        return function(self.model, self.images, self.target, **self.parameters, **extra)
-
-    def maps(self) -> Tensor:
-        """Call the explainer; return its maps (B, h, w)."""
-        result = self.raw()
-        values: Tensor = result.values if isinstance(result, Maps) else result
-        return values.detach()
 
     def of(self, order: list[int]) -> "Case":
         """The same for some of the samples, in another order."""
@@ -151,8 +164,7 @@ class Case:
 
 
 def _shape(case: Case) -> str | None:
-    values = case.raw()
-    values = values.values if isinstance(values, Maps) else values
+    values: Any = case.result
     if not isinstance(values, Tensor):
         return f"wanted a tensor or Maps, found {type(values).__name__}"
     if values.ndim != 3 or len(values) != len(case.images) or 0 in values.shape:
@@ -161,36 +173,27 @@ def _shape(case: Case) -> str | None:
 
 
 def _dtype(case: Case) -> str | None:
-    function: Any = case.spec.function if case.spec else case.explainer
-    seen: list[Any] = []
-
-    def watched(*arguments: Any, **named: Any) -> Any:
-        seen.append(function(*arguments, **named))
-        return seen[-1]
-
-    spec = replace(case.spec, function=watched) if case.spec else watched
-    replace(case, explainer=spec).raw()
-    values = seen[-1].values if isinstance(seen[-1], Maps) else seen[-1]
-    return None if values.dtype == torch.float32 else f"wanted float32, found {values.dtype}"
+    kind = case.result.dtype
+    return None if kind == torch.float32 else f"wanted float32, found {str(kind).removeprefix('torch.')}"
 
 
 def _finite(case: Case) -> str | None:
-    broken = int((~torch.isfinite(case.maps())).sum())
+    broken = int((~torch.isfinite(case.maps)).sum())
     return f"{broken} values are not finite" if broken else None
 
 
 def _repeatable(case: Case) -> str | None:
-    return _unlike(case.maps(), case.maps(), "a second call")
+    return _unlike(case.maps, replace(case).maps, "a second call")
 
 
 def _alone_as_in_a_batch(case: Case) -> str | None:
-    alone = torch.cat([case.of([number]).maps() for number in range(len(case.images))])
-    return _unlike(case.maps(), alone, "calls with one image each")
+    alone = torch.cat([case.of([number]).maps for number in range(len(case.images))])
+    return _unlike(case.maps, alone, "calls with one image each")
 
 
 def _any_order(case: Case) -> str | None:
     order = list(reversed(range(len(case.images))))
-    return _unlike(case.maps(), case.of(order).maps()[order], "a call in reversed order")
+    return _unlike(case.maps, case.of(order).maps[order], "a call in reversed order")
 
 
 def _depends_on_target(case: Case) -> str | None:
@@ -198,10 +201,10 @@ def _depends_on_target(case: Case) -> str | None:
         return None
     with torch.no_grad():
         classes = _logits(case).shape[1]
-    before = case.maps()
+    before = case.maps
     for step in range(1, classes):
         try:
-            other = replace(case, target=(case.target + step) % classes).maps()
+            other = replace(case, target=(case.target + step) % classes).maps
         except NotApplicableError:
             return None  # it tells the classes apart: it has nothing to say of this one
         if _unlike(before, other, "", tolerance=1e-6):
@@ -213,7 +216,7 @@ def _depends_on_weights(case: Case) -> str | None:
     if case.spec and case.spec.control:
         return None
     other = replace(case, model=randomise(case.model, seed=1).train(case.model.training))
-    if _unlike(case.maps(), other.maps(), "", tolerance=1e-6):
+    if _unlike(case.maps, other.maps, "", tolerance=1e-6):
         return None
     return "the maps are the same for a network with random weights, and it is not declared a control"
 
@@ -223,7 +226,7 @@ def _leaves_all(case: Case, *, training: bool) -> str | None:
     try:
         case.model.train(training)
         with _traces(case) as found:
-            case.raw()
+            case.call(case.function)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -235,7 +238,7 @@ def _leaves_all_after_an_exception(case: Case) -> str | None:
     for when in ("forward", "backward"):
         with _failing(case.model, when), _traces(case) as found:
             try:
-                case.raw()
+                case.call(case.function)
             except Exception as error:  # noqa: BLE001 - ours, wrapped in anything; its traces are of interest
                 del error
         faults += [f"{trace} (the network failed in its {when} pass)" for trace in found]
@@ -291,12 +294,13 @@ def _failing(model: nn.Module, when: str) -> Iterator[None]:
     def forward(x: Tensor) -> Tensor:
         if when == "forward":
             fail()
-        output: Tensor = type(layer).forward(layer, x)
+        output: Tensor = ordinary(x)
         if output.requires_grad:
-            output.register_hook(fail)
+            output.register_hook(fail)  # type: ignore[no-untyped-call]
         return output
 
-    layer.forward = forward  # type: ignore[method-assign]
+    ordinary = layer.forward
+    vars(layer)["forward"] = forward  # a twin of the layer carries it, too
     try:
         yield
     finally:

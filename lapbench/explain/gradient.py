@@ -93,7 +93,7 @@ def deeplift(
     flat = colour.expand_as(images)
     network = with_difference_laps(canonical(model).module)
     with _quiet(), _rules():
-        attributions: Tensor = DeepLift(network).attribute(images, flat.clone(), target)
+        attributions: Tensor = DeepLift(network).attribute(images, flat.clone(), target).detach()
     with torch.no_grad():
         rows = torch.arange(len(images), device=images.device)
         difference = model(images)[rows, target] - model(flat[:1])[0, target]

@@ -1,0 +1,295 @@
+import copy
+import warnings
+
+import captum.attr
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from captum.attr._core import deep_lift
+from captum.testing.helpers.basic_models import BasicModel_ConvNet_One_Conv
+from torch import Tensor, nn
+
+from explain.networks import images, network, plugged, small_resnet
+from lapbench.errors import ExplainerError, NotApplicableError
+from lapbench.explain import explain, untouched
+from lapbench.explain.canonical import canonical
+from lapbench.explain.gradient import deeplift, grad_cam
+from lapbench.registry import explainers
+
+TARGET = torch.tensor([0, 1, 3])
+BASELINE = (0.3, -0.2, 0.1)
+
+
+def maps(name: str, model: nn.Module, batch: Tensor, target: Tensor = TARGET, **parameters: object) -> Tensor:
+    return explain(explainers.get(name), model, batch, target, parameters).values
+
+
+# --- Captum's own toy network and the numbers its tests expect
+
+
+def toy() -> tuple[nn.Module, Tensor, Tensor]:
+    return BasicModel_ConvNet_One_Conv(), torch.arange(16.0).view(1, 1, 4, 4), torch.tensor([0])
+
+
+def test_grad_cam_of_captums_toy_network() -> None:
+    model, image, target = toy()
+    convolution = maps("grad_cam", model, image, target, layer="conv1", relu_attributions=False)
+    torch.testing.assert_close(convolution, torch.tensor([[[11.25, 13.5], [20.25, 22.5]]]))
+    rectified = maps("grad_cam", model, image, target, layer="relu1")
+    torch.testing.assert_close(rectified, torch.tensor([[[0.0, 4.0], [28.0, 32.5]]]))
+
+
+def test_guided_backprop_of_captums_toy_network() -> None:
+    expected = torch.tensor([[[0, 1, 1, 1], [1, 3, 3, 2], [1, 3, 3, 2], [1, 2, 2, 1.0]]])
+    torch.testing.assert_close(maps("guided_backprop", *toy()), expected)
+
+
+# --- Grad-CAM
+
+
+def slow_grad_cam(model: nn.Module, layer: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    """One image at a time, straight from the paper's Eq. 1 and 2."""
+    result = []
+    for image, label in zip(batch, target, strict=True):
+        kept: list[Tensor] = []
+        handle = layer.register_forward_hook(lambda _m, _i, output, kept=kept: kept.append(output))
+        logits = model(image[None].requires_grad_())
+        handle.remove()
+        (gradient,) = torch.autograd.grad(logits[0, label], kept[0])
+        weights = [channel.mean() for channel in gradient[0]]
+        result.append(sum(w * a for w, a in zip(weights, kept[0][0], strict=True)).relu())
+    return torch.stack(result).detach()
+
+
+@pytest.mark.parametrize("model", [small_resnet(), plugged(small_resnet())], ids=["plain", "plugged"])
+def test_grad_cam_against_the_formula(model: nn.Module) -> None:
+    torch.testing.assert_close(
+        maps("grad_cam", model, images()), slow_grad_cam(model, model.layer4, images(), TARGET)
+    )
+
+
+def test_grad_cam_against_pytorch_grad_cam() -> None:
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model = small_resnet()
+    ours = maps("grad_cam", model, images(side=64))
+    ours = F.interpolate(ours[:, None], size=(64, 80), mode="bilinear", align_corners=False)[:, 0]
+    low, high = ours.amin((1, 2), keepdim=True), ours.amax((1, 2), keepdim=True)
+    ours = (ours - low) / (high - low)
+    foreign = copy.deepcopy(model)  # it changes the model
+    with GradCAM(model=foreign, target_layers=[foreign.layer4]) as method:
+        theirs = method(images(side=64), [ClassifierOutputTarget(int(t)) for t in TARGET])
+    np.testing.assert_allclose(ours, theirs, atol=5e-5)
+
+
+def test_the_last_stage_has_the_name_that_papers_use() -> None:
+    from lapbench.explain.layers import layer_of
+
+    inception = network("inception_v3")
+    assert layer_of(inception, "last", images(1, 107)) == "Mixed_7c"
+    assert layer_of(plugged(inception), "last", images(1, 107)) == "Mixed_7c"
+    assert layer_of(small_resnet(), "last", images()) == "layer4"
+    assert layer_of(plugged(small_resnet()), "last", images()) == "layer4"
+    assert layer_of(network("squeezenet1_1"), "last", images(1, 64)) == "features"
+    assert layer_of(nn.Sequential(small_resnet()), "last", images()) == "0.layer4"
+
+
+def test_layers_are_found_by_name() -> None:
+    assert maps("grad_cam", small_resnet(), images(), layer="layer2").shape == (3, 8, 12)
+    with pytest.raises(ExplainerError, match="the network has no layer 'layer_3'; did you mean 'layer3'"):
+        maps("grad_cam", small_resnet(), images(), layer="layer_3")
+    with pytest.raises(NotApplicableError, match="layer 'fc' puts out no single feature map"):
+        maps("grad_cam", small_resnet(), images(), layer="fc")
+    with pytest.raises(NotApplicableError, match=r"no part of Sequential puts out a feature map .* 32×48"):
+        maps("grad_cam", nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 48, 4)), images())
+
+
+# --- Guided Backprop and Guided Grad-CAM
+
+
+class GuidedReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)  # type: ignore[attr-defined]
+        return x.clamp_min(0)
+
+    @staticmethod
+    def backward(ctx: object, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return g * (x > 0) * (g > 0)
+
+
+def slow_guided_backprop(
+    model: nn.Module, batch: Tensor, target: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> Tensor:
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "relu", lambda x, **_: GuidedReLU.apply(x))  # nn.ReLU calls it, too
+        batch = batch.clone().requires_grad_()
+        chosen = model(batch)[torch.arange(len(batch)), target]
+        return torch.autograd.grad(chosen.sum(), batch)[0]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [small_resnet(), plugged(small_resnet()), network("inception_v3")],
+    ids=["plain", "plugged", "inception"],
+)
+def test_guided_backprop_against_a_guided_relu(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = images(2, 80)
+    expected = slow_guided_backprop(model, batch, TARGET[:2], monkeypatch)
+    found = maps("guided_backprop", model, batch, TARGET[:2])
+    torch.testing.assert_close(found, expected.sum(1), rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_guided_backprop_of_inception_is_not_the_plain_gradient() -> None:
+    model, batch = network("inception_v3"), images(2, 80)
+    x = batch.clone().requires_grad_()
+    plain = torch.autograd.grad(model(x)[[0, 1], TARGET[:2]].sum(), x)[0].sum(1)
+    guided = maps("guided_backprop", model, batch, TARGET[:2])
+    assert F.cosine_similarity(plain.flatten(), guided.flatten(), dim=0) < 0.9
+
+
+def test_a_network_without_relu_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.LazyLinear(4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # lazy modules announce themselves
+        model(images())
+    with pytest.raises(NotApplicableError, match="Sequential has no ReLU"):
+        maps("guided_backprop", model, images())
+
+
+def test_guided_grad_cam_against_captum_on_the_canonical_network() -> None:
+    model = small_resnet()
+    form = canonical(model)
+    last = form.module.get_submodule(str(form.output_of("layer4").target))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Captum sets hooks and says so
+        method = captum.attr.GuidedGradCam(form.module, last)
+        theirs = method.attribute(images(), TARGET, interpolate_mode="bilinear")
+    torch.testing.assert_close(maps("guided_grad_cam", model, images()), theirs.sum(1).detach())
+
+
+@pytest.mark.parametrize(
+    ("reduce", "by_hand"),
+    [
+        ("sum", lambda g: g[:, 0] + g[:, 1] + g[:, 2]),
+        ("mean", lambda g: (g[:, 0] + g[:, 1] + g[:, 2]) / 3),
+        ("max_abs", lambda g: torch.maximum(torch.maximum(g[:, 0].abs(), g[:, 1].abs()), g[:, 2].abs())),
+    ],
+)
+def test_channel_reductions(reduce: str, by_hand: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradient = slow_guided_backprop(small_resnet(), images(), TARGET, monkeypatch)
+    found = maps("guided_backprop", small_resnet(), images(), reduce=reduce)
+    torch.testing.assert_close(found, by_hand(gradient))  # type: ignore[operator]
+
+
+# --- DeepLIFT
+
+
+def completeness(model: nn.Module, batch: Tensor, baseline: object = BASELINE) -> float:
+    target = TARGET[: len(batch)]
+    with untouched(model):
+        result = deeplift(model, batch, target, baseline=baseline)  # type: ignore[arg-type]
+    with torch.no_grad():
+        flat = torch.as_tensor(baseline, dtype=batch.dtype).view(-1, 1, 1).expand_as(batch)
+        rows = torch.arange(len(batch))
+        change = (model(batch) - model(flat))[rows, target]
+    error = (result.values.sum((1, 2)) - change).abs() / change.abs().clamp_min(1e-8)
+    torch.testing.assert_close(error, result.diagnostics["completeness_error"], rtol=0, atol=2e-5)
+    return float(error.max())
+
+
+def sized(name: str) -> int:
+    return 107 if "inception" in name else 64
+
+
+@pytest.mark.parametrize("name", ["resnet18", "alexnet", "inception_v3", "squeezenet1_1"])
+def test_contributions_of_plain_networks_add_up(name: str) -> None:
+    """In float64, with biases, unsettled statistics and a baseline, which a wrong rule cannot survive."""
+    assert completeness(network(name).double(), images(2, sized(name)).double()) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"branch_mode": "separate", "aggregation": "max"},
+        {"branch_mode": "post_add", "aggregation": "trainable", "hidden": None},
+        {"lap_position": "post_act", "aggregation": "trainable", "aggregate_positive": "softplus"},
+        {"branch_scores": "concat", "score_activation": "leaky_relu", "alpha_init": 30.0},
+        {"sites": "all"},
+    ],
+)
+def test_contributions_of_lap_networks_add_up(settings: dict[str, object]) -> None:
+    model = plugged(small_resnet(), **settings)
+    assert completeness(model, images()) < 1e-4
+    assert completeness(model.double(), images().double()) < 1e-9
+
+
+def test_contributions_of_inception_with_lap_add_up() -> None:
+    model = plugged(network("inception_v3"))
+    assert completeness(model, images(2, 107)) < 1e-4
+    assert completeness(model.double(), images(2, 107).double()) < 1e-9
+
+
+def test_contributions_add_up_where_lap_is_saturated() -> None:
+    """Scores of ±100: in one of image and reference a whole window may have lost all its weight but ε."""
+    model = plugged(small_resnet()).double()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("scoring.head.weight"):
+                parameter.mul_(1000)
+    assert completeness(model, images().double()) < 1e-9
+
+
+def test_the_plain_rule_for_lap_does_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lapbench.explain.gradient.with_difference_laps", lambda network: network)
+    assert completeness(plugged(small_resnet()).double(), images().double()) > 1e-3
+
+
+def test_captums_own_rule_for_overlapping_windows_does_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lapbench.explain.gradient.max_pool_rule", deep_lift.maxpool2d)
+    assert completeness(small_resnet().double(), images().double()) > 1e-3
+
+
+def test_captums_table_is_put_back() -> None:
+    before = dict(deep_lift.SUPPORTED_NON_LINEAR)
+    maps("deeplift", small_resnet(), images())
+    with pytest.raises(ExplainerError, match="failed: RuntimeError"):
+        maps("deeplift", nn.Conv2d(1, 1, 3), images())
+    assert before == deep_lift.SUPPORTED_NON_LINEAR
+
+
+def test_deeplift_of_a_linear_network_is_its_closed_form() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 5, 4))
+    batch = torch.randn(3, 3, 4, 5)
+    colour = torch.tensor(BASELINE).view(3, 1, 1)
+    expected = ((batch - colour) * model[1].weight[TARGET].view(3, 3, 4, 5)).sum(1)
+    torch.testing.assert_close(maps("deeplift", model, batch, baseline=BASELINE), expected.detach())
+
+
+def test_deeplift_of_an_overlapping_max_pool_by_hand() -> None:
+    """Windows of 3 at stride 1 on one row: the middle pixel wins twice and gets both its parts."""
+    model = nn.Sequential(nn.MaxPool2d((1, 3), (1, 1)), nn.Flatten(), nn.Linear(2, 1, bias=False))
+    nn.init.ones_(model[2].weight)
+    image = torch.tensor([[[[1.0, 5.0, 2.0, 3.0]]]])
+    found = maps("deeplift", model, image, torch.tensor([0]))
+    torch.testing.assert_close(found, torch.tensor([[[0.0, 10.0, 0.0, 0.0]]]))
+
+
+def test_a_baseline_needs_one_value_for_each_channel() -> None:
+    with pytest.raises(ExplainerError, match=r"one value or one per channel \(3\), found 2"):
+        maps("deeplift", small_resnet(), images(), baseline=(0.0, 1.0))
+
+
+def test_warnings_of_others_are_not_silenced() -> None:
+    class Warner(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            warnings.warn("look here", UserWarning, stacklevel=1)
+            return x.mean((2, 3))
+
+    with pytest.warns(UserWarning, match="look here"), untouched(model := nn.Sequential(nn.ReLU(), Warner())):
+        grad_cam(model, images(), torch.tensor([0, 1, 2]), layer="0")
