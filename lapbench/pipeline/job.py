@@ -16,7 +16,7 @@ from platformdirs import user_cache_path
 
 from lapbench import benchmark as definition
 from lapbench.benchmark import Benchmark
-from lapbench.data import Dataset, Split, load_manifest, open_dataset
+from lapbench.data import Dataset, Split, describe, load_manifest, open_dataset
 from lapbench.digest import digest_of, digest_of_file
 from lapbench.errors import DefinitionError, WeightsError, suggest
 from lapbench.executor import Progress
@@ -171,6 +171,11 @@ class Job:
         )
         check_names(self.benchmark, dataset)
         return dataset
+
+    @cached_property
+    def median_object_side(self) -> float | None:
+        """The side of the scored split's median box as a fraction of the image's; None without boxes."""
+        return describe(self.dataset).splits[self.benchmark.data.score].median_box_side
 
     def considered(self, purpose: Purpose) -> Split:
         """The split that fits thresholds or that is scored, as far as the definition goes into it."""

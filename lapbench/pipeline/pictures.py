@@ -25,7 +25,7 @@ def draw_pictures(job: Job, leaderboard: Leaderboard) -> list[Path]:
     ``maps.png`` shows the first model of the definition, ``maps-<model>.png`` each further one.
     """
     drawn = []
-    if any(row.complete for row in leaderboard.rows):
+    if any(row.rank is not None for row in leaderboard.rows):
         what = leaderboard.model_dump(mode="json", exclude={"provenance"})
         drawn.append(_kept(job, "ranking.png", what, lambda path: draw_ranking(path, leaderboard)))
     for model in job.benchmark.models:
@@ -97,9 +97,10 @@ def _column(job: Job, row: RowSource, block: Block, samples: list[Sample], score
             f"maps of {source.text} have gone from {job.store.root} while they were drawn: run again"
         )
     maps = shard.maps[: len(samples)]
+    shown = upsample(maps, size, spec.upsample)
     masks: MaskArray | None = None
     if spec.native_threshold is not None:
-        masks = predict_mask(upsample(maps, size, spec.upsample), spec.native_threshold)
+        masks = predict_mask(shown, spec.native_threshold)
     elif scored and scored.seeds and scored.seeds[0].threshold is not None:
         normal = normalise(maps, size, mode=spec.upsample, sign=protocol.sign, order=protocol.order)
         masks = predict_mask(normal, scored.seeds[0].threshold, scored.orientation or 1)
@@ -110,7 +111,7 @@ def _column(job: Job, row: RowSource, block: Block, samples: list[Sample], score
     )
     return MapColumn(
         title=row.explainer.row,
-        maps=maps,
+        maps=shown,
         masks=masks,
         iou=iou,
         absolute=spec.native_threshold is not None,

@@ -37,12 +37,16 @@ CONTROLS = "no network"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one seed of a row gave: its threshold, the scores of its images, and its diagnostics."""
+    """What one seed of a row gave: its threshold, the scores of its images, and its diagnostics.
+
+    resolution: rows and columns of the raw maps.
+    """
 
     source: Source
     fit: ThresholdFit
     scores: Localisation
     completeness_error: Scores | None
+    resolution: tuple[int, int]
 
 
 def score(job: Job) -> list[str]:
@@ -140,8 +144,9 @@ def _outcome(job: Job, source: Source, samples: Samples) -> Outcome:
         orientation=protocol.orientation,
         images=protocol.fit_images,
     )
-    parts, errors = [], []
+    parts, errors, resolution = [], [], (0, 0)
     for block, shard in _shards(job, source, "score"):
+        resolution = (shard.maps.shape[1], shard.maps.shape[2])
         parts.append(
             localise(
                 shard.maps,
@@ -156,7 +161,9 @@ def _outcome(job: Job, source: Source, samples: Samples) -> Outcome:
             )
         )
         errors += [shard.diagnostics[name] for name in ("completeness_error",) if name in shard.diagnostics]
-    return Outcome(source, fit, Localisation.join(parts), np.concatenate(errors) if errors else None)
+    return Outcome(
+        source, fit, Localisation.join(parts), np.concatenate(errors) if errors else None, resolution
+    )
 
 
 def _shards(job: Job, source: Source, purpose: Purpose) -> Iterator[tuple[Block, Shard]]:
@@ -229,7 +236,7 @@ def _row(
         counts=Counts(
             n_nan=0 if no_threshold else sum(int(s.failed[kept].sum()) for s in selected),
             n_flat=sum(int(s.flat[kept].sum()) for s in selected),
-            n_empty=sum(int((s.selected[kept] == 0).sum()) for s in selected),
+            n_empty=sum(int(((s.selected == 0) & ~s.failed)[kept].sum()) for s in selected),
         ),
         tied_fraction=_mean(np.concatenate([s.tied[kept] for s in selected]))
         if selection == "top-k"
@@ -237,6 +244,7 @@ def _row(
         pointing_game=_estimate(pointing),
         energy=_estimate(energy),
         completeness_error=_completeness(job, outcomes),
+        cells_per_object=_cells_per_object(job, outcomes[0].resolution),
         seeds=tuple(
             SeedResult(seed=seed, mean=_mean(iou), threshold=fit.threshold)
             for seed, iou, fit in zip(_seeds(row), tables["iou"], fits, strict=True)
@@ -258,6 +266,15 @@ def _intervals(
         )
         found[0] = bootstrap_ratio(*pooled, confidence=confidence, resamples=resamples)
     return found
+
+
+def _cells_per_object(job: Job, resolution: tuple[int, int]) -> float | None:
+    """The side of the median object in pixels of the raw map; None where maps are as fine as the images."""
+    height, width = job.benchmark.data.image_size
+    side = job.median_object_side
+    if side is None or resolution[0] * resolution[1] >= height * width:
+        return None
+    return round(side * math.sqrt(resolution[0] * resolution[1]), 3)
 
 
 def _completeness(job: Job, outcomes: Sequence[Outcome]) -> CompletenessError | None:

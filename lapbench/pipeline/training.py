@@ -1,12 +1,15 @@
 """Stage 1: train the networks whose weights are missing."""
 
+import math
 from pathlib import Path
 
+import torch
 from filelock import FileLock
+from torch import nn
 
 from lapbench import benchmark as definition
 from lapbench.errors import WeightsError
-from lapbench.models.weights import save_weights
+from lapbench.models import evaluating, record_laps, save_weights
 from lapbench.pipeline.job import Job, Subject
 from lapbench.pipeline.networks import new_network
 from lapbench.train import seeded
@@ -39,6 +42,7 @@ def _train(job: Job, model: definition.Model, recipe: definition.Recipe, seed: i
     name = Subject(model, seed, path).text
     with seeded(seed):
         network = new_network(job, model)
+    _warn_of_coarse_maps(job, model, network)
     record = fit(
         network,
         job.dataset,
@@ -60,3 +64,19 @@ def _train(job: Job, model: definition.Model, recipe: definition.Recipe, seed: i
             **record.as_dict(),
         },
     )
+
+
+def _warn_of_coarse_maps(job: Job, model: definition.Model, network: nn.Module) -> None:
+    """Tell the user where the deepest LAP map has less than one cell across the median object."""
+    side, data = job.median_object_side, job.benchmark.data
+    if model.plug is None or side is None:
+        return
+    with evaluating(network), torch.no_grad(), record_laps(network) as records:
+        network(torch.zeros(1, data.channels, *data.image_size))
+        height, width = records[-1].logits.shape[2:]
+    cells = side * math.sqrt(height * width)
+    if cells < 1:
+        job.workspace.notify(
+            f"{model.name}: the deepest LAP map ({height}×{width}) has {cells:.1f} cells across the median "
+            "object, so LAP All can hardly outline it: take larger images or a stem of smaller stride"
+        )

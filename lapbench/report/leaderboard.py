@@ -26,8 +26,8 @@ LEGEND = (
     "IoU: predicted mask against truth. random net: IoU of the same explainer on the network with random "
     "weights. threshold: fitted on other images than these, or the map's own; < selects below it. ties: "
     "share of selected pixels left to the tie rule. pointing: how often the highest pixel lies inside the "
-    "truth. energy: share of the positive map inside it. Controls have no rank: what does not beat them "
-    "says nothing."
+    "truth. energy: share of the positive map inside it. cells: pixels of the map across the median object. "
+    "Controls have no rank: what does not beat them says nothing."
 )
 
 MODEL_COLUMNS = ("model", "accuracy", "balanced accuracy", "chance", "images", "seeds", "notes")
@@ -232,6 +232,8 @@ def _notes(row: Row, n: int) -> Iterator[str]:
         yield _count(row.n, "image")
     counts = {"empty mask": row.counts.n_empty, "flat map": row.counts.n_flat, "NaN map": row.counts.n_nan}
     yield from (_count(number, what) for what, number in counts.items() if number)
+    if row.cells_per_object is not None:
+        yield f"{row.cells_per_object:.1f} cells"
     error = row.completeness_error
     if error and error.exceeded:
         yield f"completeness error up to {_percent(error.max)} (bound {_percent(error.bound)})"

@@ -136,6 +136,7 @@ class Row(Record):
     energy: Estimate | None = None
     model_accuracy: Number = None  # on the scored split
     completeness_error: CompletenessError | None = None
+    cells_per_object: Number = None  # side of the median object in pixels of the map, where it is coarse
     seeds: tuple[SeedResult, ...] = ()
     image_scores: ImageScoresFile | None = None
 
