@@ -199,7 +199,7 @@ class Job:
         data = self.benchmark.data
         key = {
             **_structure(model),
-            "recipe": recipe,
+            "recipe": recipe.model_copy(update={"pretrained": None}) if recipe else None,
             "pretrained": digest_of_file(pretrained) if pretrained else None,
             "seed": seed,
             "data": self.dataset.digest,

@@ -7,7 +7,7 @@ import numpy as np
 
 from lapbench import __version__
 from lapbench import benchmark as definition
-from lapbench.digest import digest_of, plain
+from lapbench.digest import digest_of, digest_of_file, plain
 from lapbench.pipeline.explaining import read_logits
 from lapbench.pipeline.job import Job, Subject
 from lapbench.pipeline.pictures import draw_pictures
@@ -68,7 +68,7 @@ def _provenance(job: Job) -> dict[str, Any]:
     """What all rows share."""
     dataset = job.dataset
     return {
-        "definition": digest_of(job.benchmark),
+        "definition": digest_of(_placeless(job)),
         "data": {"name": dataset.name, "version": dataset.version, "digest": dataset.digest},
         "protocol": plain(job.benchmark.protocol),
         "limit": job.workspace.limit,
@@ -77,3 +77,15 @@ def _provenance(job: Job) -> dict[str, Any]:
             **{name: version(name) for name in ("torch", "captum", "scikit-learn", "scipy", "numpy")},
         },
     }
+
+
+def _placeless(job: Job) -> dict[str, Any]:
+    """The definition without the folders of its files: digests stand for what is in them."""
+    found: dict[str, Any] = plain(job.benchmark)
+    found["data"]["manifest"] = job.dataset.digest
+    for table, model in zip(found["models"], job.benchmark.models, strict=True):
+        if model.weights is not None:
+            table["weights"] = digest_of_file(model.weights)
+        if model.recipe is not None and model.recipe.pretrained is not None:
+            table["recipe"]["pretrained"] = digest_of_file(model.recipe.pretrained)
+    return found

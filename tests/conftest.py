@@ -1,0 +1,37 @@
+"""Fixtures that more than one room needs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pipeline import tiny
+
+from lapbench import pipeline
+from lapbench.report import Leaderboard
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A benchmark that was run: its definition, the folder of its reports and cache, and what came out."""
+
+    definition: Path
+    folder: Path
+    board: Leaderboard
+    notes: list[str]
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Finished:
+    """The tiny benchmark, run once for all tests; what it left behind is copied, never changed."""
+    folder = tmp_path_factory.mktemp("tiny")
+    definition, notes = tiny.write_definition(folder), []
+    board = pipeline.run(tiny.job(definition, folder, notes=notes))
+    return Finished(definition, folder, board, notes)
