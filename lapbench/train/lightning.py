@@ -19,6 +19,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
@@ -312,7 +313,7 @@ class SelectBatches:
 def fit(lesson: Lesson, hardware: Hardware, checkpoint: Path | None) -> None:
     """Train until the recipe's last epoch, from a checkpoint if there is one.
 
-    Errors: TrainingError when a loss is not finite; KeyboardInterrupt as it came.
+    Errors: TrainingError when a loss is not finite; KeyboardInterrupt as it came; SystemExit(143) on SIGTERM.
     """
     try:
         trainer = pl.Trainer(
@@ -334,6 +335,8 @@ def fit(lesson: Lesson, hardware: Hardware, checkpoint: Path | None) -> None:
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit(1)
             raise KeyboardInterrupt from None
+        if isinstance(error, SIGTERMException):  # and SIGTERM into exit(0), which would look like success
+            raise SystemExit(128 + signal.SIGTERM) from None
         raise
     except ProcessRaisedException as error:
         raise TrainingError(f"a training process failed: {str(error).strip().splitlines()[-1]}") from error

@@ -146,11 +146,11 @@ def test_the_noise_of_dropout_is_resumed_too(tmp_path):
         model.fc = torch.nn.Sequential(torch.nn.Dropout(0.5), model.fc)
         return model
 
-    whole, _ = run(tmp_path / "whole", model=noisy(), epochs=2)
+    whole, _ = run(tmp_path / "whole", model=noisy(), epochs=2, iterations=3)
     with pytest.raises(Interruption):
-        run(tmp_path / "parts", model=noisy(), epochs=2, progress=stop_at(STEPS + 2, Interruption()))
+        run(tmp_path / "parts", model=noisy(), epochs=2, iterations=3, progress=stop_at(5, Interruption()))
     torch.rand(7)  # whatever else draws in between
-    parts, _ = run(tmp_path / "parts", model=noisy(), epochs=2)
+    parts, _ = run(tmp_path / "parts", model=noisy(), epochs=2, iterations=3)
     assert same_state(whole, parts)
 
 
@@ -164,14 +164,17 @@ def test_an_interrupted_model_is_as_it_was_given(tmp_path):
 def test_ctrl_c_arrives_as_keyboard_interrupt(tmp_path):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, progress=stop_at(STEPS + 2, KeyboardInterrupt()))
+        run(tmp_path, iterations=3, progress=stop_at(5, KeyboardInterrupt()))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-    _, record = run(tmp_path)
+    _, record = run(tmp_path, iterations=3)
     assert len(record.epochs) == 3
 
 
-def test_a_real_signal_leaves_a_checkpoint(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
+def test_a_real_signal_leaves_a_checkpoint(number, code, tmp_path):
     program = textwrap.dedent(
         """
         import sys
@@ -194,10 +197,10 @@ def test_a_real_signal_leaves_a_checkpoint(tmp_path):
     ) as process:
         for line in process.stdout:
             if int(line) == STEPS + 3:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(number)
                 break
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert errors == ""
     assert (tmp_path / "last.ckpt").exists()
 
@@ -227,7 +230,7 @@ def test_a_killed_training_goes_on(tmp_path):
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "pickle"])
 def test_a_damaged_checkpoint_is_set_aside(damage, tmp_path):
     with pytest.raises(Interruption):
-        run(tmp_path, epochs=2, progress=stop_at(STEPS + 2, Interruption()))
+        run(tmp_path, epochs=2, iterations=2, progress=stop_at(3, Interruption()))
     path = tmp_path / "last.ckpt"
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-5000])
@@ -236,21 +239,21 @@ def test_a_damaged_checkpoint_is_set_aside(damage, tmp_path):
     else:
         torch.save({"lapbench": Path("/")}, path)
     told: list[int] = []
-    _, record = run(tmp_path, epochs=2, progress=lambda done, *_: told.append(done))
+    _, record = run(tmp_path, epochs=2, iterations=2, progress=lambda done, *_: told.append(done))
     assert told[0] == 1
     assert len(record.epochs) == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "last.ckpt.broken"]
 
 
 def test_another_trainings_checkpoint_is_set_aside(tmp_path):
-    run(tmp_path, epochs=1)
-    _, record = run(tmp_path, epochs=1, learning_rate=0.02)
+    run(tmp_path, epochs=1, iterations=1)
+    _, record = run(tmp_path, epochs=1, iterations=1, learning_rate=0.02)
     assert record.recipe["learning_rate"] == 0.02
     assert (tmp_path / "last.ckpt.broken").exists()
 
 
 def test_a_seed_decides_everything(tmp_path):
-    fields = {"epochs": 1, "augment": Augment(brightness=0.2)}
+    fields = {"epochs": 1, "iterations": 4, "augment": Augment(brightness=0.2)}
     first, _ = run(tmp_path / "a", seed=5, **fields)
     second, _ = run(tmp_path / "b", seed=5, **fields)
     assert same_state(first, second)
