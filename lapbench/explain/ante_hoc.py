@@ -136,9 +136,8 @@ def _heads(model: nn.Module, target: Tensor, concept: Concept) -> Tensor:
     head_of = {c: head for head in reversed(range(len(classes))) for c in classes[head]}
     missing = sorted({int(c) for c in target} - head_of.keys())
     if missing:
-        known = ", ".join(
-            f"{name} → {list(of) or 'no class'}" for name, of in zip(names, classes, strict=True)
-        )
+        stands_for = [", ".join(map(str, head)) or "no class" for head in classes]
+        known = "; ".join(f"{name} → {head}" for name, head in zip(names, stands_for, strict=True))
         raise NotApplicableError(f"no concept head stands for class {missing[0]} (heads: {known})")
     return torch.tensor([head_of[int(c)] for c in target], device=target.device)
 

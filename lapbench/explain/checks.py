@@ -1,9 +1,9 @@
 """What every explainer promises, as a function that anyone can call on theirs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lapbench.errors import ExplainerError, NotApplicableError
 from lapbench.explain.maps import Maps, explain
+from lapbench.models.predict import evaluating
 from lapbench.models.weights import randomise
 from lapbench.registry import ExplainerSpec
 
@@ -127,6 +128,7 @@ class Case:
         """The values that the explainer returned, as it returned them."""
         returned: list[Any] = []
 
+        @wraps(self.function)
         def watched(*arguments: Any, **named: Any) -> Any:
             returned.append(self.function(*arguments, **named))
             return returned[-1]
@@ -199,8 +201,7 @@ def _any_order(case: Case) -> str | None:
 def _depends_on_target(case: Case) -> str | None:
     if case.spec and case.spec.class_agnostic:
         return None
-    with torch.no_grad():
-        classes = _logits(case).shape[1]
+    classes = _logits(case).shape[1]
     before = case.maps
     for step in range(1, classes):
         try:
@@ -221,31 +222,33 @@ def _depends_on_weights(case: Case) -> str | None:
     return "the maps are the same for a network with random weights, and it is not declared a control"
 
 
-def _leaves_all(case: Case, *, training: bool) -> str | None:
-    modes = [(module, module.training) for module in case.model.modules()]
-    try:
-        case.model.train(training)
+def _leaves_all(case: Case) -> str | None:
+    """Comes first: what is left once may not show the second time. That a call fails is for others to say."""
+    with evaluating(case.model), _traces(case) as found, suppress(Exception):
+        case.call(case.function)
+    return "; ".join(found) or None
+
+
+def _leaves_all_in_train_mode(case: Case) -> str | None:
+    with evaluating(case.model):  # for its end: every module gets its own mode back
+        case.model.train()
         with _traces(case) as found:
             case.call(case.function)
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return "; ".join(found) or None
 
 
 def _leaves_all_after_an_exception(case: Case) -> str | None:
     faults = []
     for when in ("forward", "backward"):
-        with _failing(case.model, when), _traces(case) as found:
-            try:
-                case.call(case.function)
-            except Exception as error:  # noqa: BLE001 - ours, wrapped in anything; its traces are of interest
-                del error
+        # suppressed: the planted exception, wrapped in anything
+        with _failing(case.model, when), _traces(case) as found, suppress(Exception):
+            case.call(case.function)
         faults += [f"{trace} (the network failed in its {when} pass)" for trace in found]
     return "; ".join(faults) or None
 
 
 CHECKS: dict[str, Callable[[Case], str | None]] = {
+    "leaves all as it was": _leaves_all,
     "shape": _shape,
     "dtype": _dtype,
     "finite": _finite,
@@ -254,8 +257,7 @@ CHECKS: dict[str, Callable[[Case], str | None]] = {
     "any order": _any_order,
     "depends on target": _depends_on_target,
     "depends on weights": _depends_on_weights,
-    "leaves all as it was": lambda case: _leaves_all(case, training=False),
-    "leaves all as it was, in train mode": lambda case: _leaves_all(case, training=True),
+    "leaves all as it was, in train mode": _leaves_all_in_train_mode,
     "leaves all as it was, after an exception": _leaves_all_after_an_exception,
 }
 """Name of each check → what it finds wrong with a case."""
@@ -274,13 +276,9 @@ def _unlike(one: Tensor, other: Tensor, what: str, *, tolerance: float = TOLERAN
 
 def _logits(case: Case) -> Tensor:
     """Run the network on one image in eval mode."""
-    modes = [(module, module.training) for module in case.model.modules()]
-    try:
-        logits: Tensor = case.model.eval()(case.images[:1])
-        return logits
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(case.model) as model, torch.no_grad():
+        logits: Tensor = model(case.images[:1])
+    return logits
 
 
 @contextmanager

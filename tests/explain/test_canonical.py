@@ -11,9 +11,9 @@ from lapbench.explain.canonical import ACTIVATIONS, canonical, isolated, twin_of
 
 FAST = ["squeezenet1_1", "mobilenet_v2", "shufflenet_v2_x0_5", "mnasnet0_5"]
 SLOW = [
-    "resnet18", "resnet50", "vgg11_bn", "wide_resnet50_2", "resnext50_32x4d", "vgg16", "alexnet", "densenet121", "googlenet",
-    "inception_v3", "mobilenet_v3_small", "efficientnet_b0", "efficientnet_v2_s", "regnet_x_400mf",
-    "regnet_y_400mf", "convnext_tiny",
+    "resnet18", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "vgg11_bn", "vgg16", "alexnet",
+    "densenet121", "googlenet", "inception_v3", "mobilenet_v3_small", "efficientnet_b0", "efficientnet_v2_s",
+    "regnet_x_400mf", "regnet_y_400mf", "convnext_tiny",
 ]  # fmt: skip
 
 

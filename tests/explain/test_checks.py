@@ -1,0 +1,254 @@
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from explain.networks import images, network, plugged, small_resnet
+from lapbench.errors import ExplainerError, NotApplicableError
+from lapbench.explain import check_explainer, run_checks
+from lapbench.explain.checks import CHECKS
+from lapbench.registry import ExplainerSpec, explainers
+
+TARGET = torch.tensor([0, 3])
+LAPS = {"lap", "lap_all", "lap_average", "lap_geometric"}
+
+
+@pytest.mark.parametrize("name", explainers.names())
+def test_every_explainer_keeps_its_contract_on_a_lap_network(name: str) -> None:
+    check_explainer(explainers.get(name), plugged(small_resnet()), images(2, 24), TARGET)
+
+
+@pytest.mark.parametrize("name", [name for name in explainers.names() if name not in LAPS])
+def test_every_explainer_keeps_its_contract_on_a_plain_network(name: str) -> None:
+    check_explainer(explainers.get(name), small_resnet(), images(2, 24), TARGET)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "lap" else pytest.param(name, marks=pytest.mark.slow)
+             for name in explainers.names()]
+)  # fmt: skip
+def test_every_explainer_keeps_its_contract_on_inception_with_lap(name: str) -> None:
+    check_explainer(explainers.get(name), plugged(network("inception_v3")), images(2, 107), TARGET)
+
+
+# --- a right explainer, and what each check must catch
+
+
+def gradient(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    batch = batch.clone().requires_grad_()
+    rows = torch.arange(len(batch))
+    return torch.autograd.grad(model(batch)[rows, target].sum(), batch)[0].sum(1)
+
+
+def probability(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    return model(batch)[torch.arange(len(batch)), target][:, None, None].expand(-1, 2, 2)
+
+
+def four_dimensions(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    return gradient(model, batch, target)[:, None]
+
+
+def not_a_tensor(model: nn.Module, batch: Tensor, target: Tensor) -> object:
+    return gradient(model, batch, target).numpy()
+
+
+def double(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    return gradient(model, batch, target).double()
+
+
+def infinite(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    return gradient(model, batch, target) / (batch.sum(1) > 0)
+
+
+def moody(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    noise = np.random.default_rng().normal(size=(len(batch), 24, 40)).astype(np.float32)
+    return gradient(model, batch, target) + torch.from_numpy(noise)
+
+
+def of_the_batch(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    maps = gradient(model, batch, target)
+    return maps / maps.abs().max()
+
+
+def of_the_order(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    maps = gradient(model, batch, target)
+    return maps * torch.arange(1, len(maps) + 1)[:, None, None]
+
+
+def of_no_class(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    return gradient(model, batch, torch.zeros_like(target))
+
+
+def of_no_weights(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    return batch.sum(1) * (1 + target[:, None, None])
+
+
+def training(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    with torch.no_grad():
+        model.fc.weight.data.mul_(1.01)
+    return gradient(model, batch, target)
+
+
+def failing_once(counter: itertools.count) -> Callable[..., Tensor]:  # type: ignore[type-arg]
+    def sometimes(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+        if next(counter) == 3:
+            raise KeyError("the fourth call")
+        return gradient(model, batch, target)
+
+    return sometimes
+
+
+CAUGHT: list[tuple[Callable[..., object], str, str]] = [
+    (four_dimensions, "shape", r"must return maps of shape \(2, h, w\), found \(2, 1, 24, 40\)"),
+    (not_a_tensor, "shape", "must return a tensor or Maps, found ndarray"),
+    (double, "dtype", "wanted float32, found float64"),
+    (infinite, "finite", "values are not finite"),
+    (moody, "repeatable", "a second call gave maps that differ by"),
+    (of_the_batch, "alone as in a batch", "calls with one image each gave maps that differ by"),
+    (of_the_order, "any order", "a call in reversed order gave maps that differ by"),
+    (of_no_class, "depends on target", "the maps are the same for every target"),
+    (of_no_weights, "depends on weights", "the maps are the same for a network with random weights"),
+    (training, "leaves all as it was", "the weights changed"),
+    (failing_once(itertools.count()), "alone as in a batch", "explainer 'sometimes' failed: KeyError"),
+]
+
+
+def test_right_functions_pass() -> None:
+    assert [c.name for c in check_explainer(gradient, small_resnet(), images(2, 24), TARGET)] == list(CHECKS)
+    check_explainer(probability, small_resnet(), images(2, 24), TARGET)
+
+
+@pytest.mark.parametrize(("broken", "check", "fault"), CAUGHT, ids=[row[0].__name__ for row in CAUGHT])
+def test_every_check_catches_its_fault(broken: Callable[..., object], check: str, fault: str) -> None:
+    with pytest.raises(ExplainerError, match="breaks its contract") as caught:
+        check_explainer(broken, small_resnet(), images(2, 24), TARGET)
+    assert caught.match(rf"\n  {check}: .*{fault}")
+
+
+def test_declared_exceptions_are_respected() -> None:
+    agnostic = explainers.get("ones")
+    found = {c.name: c.passed for c in run_checks(agnostic, small_resnet(), images(2, 24), TARGET)}
+    assert all(found.values())
+    strict = ExplainerSpec(**{**vars(agnostic), "class_agnostic": False, "control": False})
+    faults = [c.name for c in run_checks(strict, small_resnet(), images(2, 24), TARGET) if not c.passed]
+    assert faults == ["depends on target", "depends on weights"]
+
+
+# --- called bare, without the protection of `explain`, every trace is found
+
+
+def hooking(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    model.layer1.register_forward_hook(lambda *_: None)
+    return gradient(model, batch, target)
+
+
+def filling_gradients(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    model(batch)[torch.arange(len(batch)), target].sum().backward()
+    return gradient(model, batch, target)
+
+
+def freezing(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    model.requires_grad_(False)
+    return gradient(model, batch, target)
+
+
+def switching(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    return gradient(model.train(not model.training), batch, target)
+
+
+def replacing(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    model.relu = nn.ReLU()
+    return gradient(model, batch, target)
+
+
+def marking(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    model.layer2.seen = len(vars(model.layer2))
+    return gradient(model, batch, target)
+
+
+def asking(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    batch.requires_grad_()
+    return gradient(model, batch, target)
+
+
+def wiping(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    maps = gradient(model, batch, target)
+    batch.add_(1)
+    return maps
+
+
+def retargeting(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    maps = gradient(model, batch, target)
+    target.add_(1).remainder_(4)
+    return maps
+
+
+def drawing(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    return gradient(model, batch, target) + 0 * torch.rand(1)
+
+
+def drawing_from_numpy(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    return gradient(model, batch, target) + 0 * np.random.rand()  # noqa: NPY002 - that is the fault
+
+
+def untidy_after_failure(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    handle = model.layer1.register_forward_hook(lambda *_: None)
+    maps = gradient(model, batch, target)
+    handle.remove()
+    return maps
+
+
+BARE: list[tuple[Callable[..., Tensor], str]] = [
+    (hooking, "leaves all as it was: hooks changed"),
+    (filling_gradients, "leaves all as it was: .*gradients of weights changed"),
+    (freezing, "leaves all as it was: requires_grad of weights changed"),
+    (switching, "leaves all as it was: .*train and eval modes changed"),
+    (replacing, "leaves all as it was: the modules changed"),
+    (marking, "leaves all as it was: attributes of modules changed"),
+    (asking, "leaves all as it was: requires_grad of the images changed"),
+    (wiping, "leaves all as it was: the images changed"),
+    (retargeting, "leaves all as it was: the targets changed"),
+    (drawing, "leaves all as it was: torch's random generator changed"),
+    (drawing_from_numpy, "leaves all as it was: NumPy's random generator changed"),
+    (untidy_after_failure, r"after an exception: hooks changed \(the network failed in its forward pass\)"),
+    (gradient, "in train mode: the buffers changed"),
+]
+
+
+@pytest.mark.parametrize(("untidy", "fault"), BARE, ids=[row[0].__name__ for row in BARE])
+def test_called_bare_every_trace_is_found(untidy: Callable[..., Tensor], fault: str) -> None:
+    model = small_resnet().requires_grad_(True)
+    with pytest.raises(ExplainerError) as caught:
+        check_explainer(untidy, model, images(2, 24), TARGET.clone(), bare=True)
+    assert caught.match(fault)
+
+
+HEALED = [function for function, _ in BARE if function not in (filling_gradients, switching)]  # both fail
+
+
+@pytest.mark.parametrize("untidy", HEALED)
+def test_called_by_explain_no_trace_is_left(untidy: Callable[..., Tensor]) -> None:
+    check_explainer(untidy, small_resnet(), images(2, 24), TARGET)
+
+
+def test_what_does_not_apply_says_so() -> None:
+    with pytest.raises(NotApplicableError, match="has no LAP layers"):
+        check_explainer(explainers.get("lap_all"), small_resnet(), images(2, 24), TARGET)
+
+
+def test_one_image_is_not_enough() -> None:
+    with pytest.raises(ExplainerError, match="the checks need at least two images, found 1"):
+        check_explainer(gradient, small_resnet(), images(1, 24), TARGET[:1])
+
+
+def test_explainers_with_other_parameters_keep_the_contract() -> None:
+    model, batch = plugged(small_resnet()), images(2, 24)
+    check_explainer(explainers.get("lap"), model, batch, TARGET, {"layer": 2})
+    check_explainer(explainers.get("lap_all"), model, batch, TARGET, {"mode": "strict", "resize": "nearest"})
+    check_explainer(
+        explainers.get("relevance_cam"), model, batch, TARGET, {"layer": "layer2", "start": "logit"}
+    )
+    check_explainer(explainers.get("deeplift"), model, batch, TARGET, {"baseline": 1.0, "reduce": "max_abs"})
