@@ -214,14 +214,14 @@ def in_turn(networks):
 def test_every_network_can_carry_lap_and_its_maps_keep_their_sizes(name):
     plain = shapes_only(name)
     sites = find_sites(plain)
+    model = plugged(plain, sites="all")
+    laps = lap_layers(model)
     wanted = {}
     for site in sites:
         if site.name != "global_pool":
             plain.get_submodule(site.name).register_forward_hook(
                 lambda _m, _args, out, name=site.name: wanted.update({name: {tuple(out.shape[2:])}})
             )
-    model = plugged(plain, sites="all")
-    laps = lap_layers(model)
     for size in ((299, 224), (128, 141)):  # even and odd
         plain(torch.empty(1, 3, *size, device="meta"))
         with record_laps(model) as records:

@@ -1,0 +1,61 @@
+import pytest
+import torch
+from torch import nn
+
+from lapbench.models.predict import evaluating, predict
+from lapbench.models.zoo import build
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Dropout(0.5),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6])
+def test_predictions_are_those_of_one_pass_in_evaluation_mode(model, count):
+    images = torch.randn(count, 3, 8, 8)
+    with torch.no_grad():
+        expected = model.eval()(images)
+
+    logits = predict(model.train(), images, batch_size=3)
+
+    assert logits.shape == (count, 2)
+    assert not logits.requires_grad
+    torch.testing.assert_close(logits, expected)
+
+
+def test_predicting_leaves_no_trace(model):
+    model.train()
+    model[1].eval()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+
+    predict(model, torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+
+    assert [module.training for module in model.modules()] == [True, True, False, True, True, True, True]
+    assert all(value.equal(state[key]) for key, value in model.state_dict().items())
+    assert torch.get_rng_state().equal(generator)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_modes_come_back_after_an_exception(model):
+    model.train()
+    with pytest.raises(RuntimeError), evaluating(model):
+        assert not any(module.training for module in model.modules())
+        model(torch.zeros(1, 5, 8, 8))
+
+    assert all(module.training for module in model.modules())
+
+
+def test_inception_predicts_one_tensor_even_from_training_mode():
+    model = build("inception_v3", num_classes=3, parameters={"aux_logits": True}).train()
+
+    assert predict(model, torch.randn(2, 3, 80, 80)).shape == (2, 3)
