@@ -1,4 +1,4 @@
-"""LAP for DeepLIFT: the same forward pass, whose gradients are exact multipliers of differences.
+"""LAP and products of features for DeepLIFT: the same values, whose gradients are multipliers of differences.
 
 Captum's DeepLIFT sends images and references through the network as the two halves of one batch and
 replaces the gradient of each non-linear *module* by Δout/Δin. LAP multiplies, divides and takes maxima of
@@ -18,11 +18,12 @@ DeepLIFT's rule for max pooling.
 Probabilities σ(z), the scoring module's ReLU and a trainable aggregation follow the rescale rule as modules.
 """
 
+import operator
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from lapbench.models.lap import LAP, Window
 
@@ -45,16 +46,29 @@ class DifferenceLap(nn.Module):
         largest = cast(Tensor, _Maximum.apply(values, 2))
         log_weights = cast(Tensor, _LogWeight.apply(values, largest.expand_as(values), lap.alpha, lap.eps))
         weights = _Softmax.apply(log_weights.masked_fill(valid == 0, -1e4), 2)
-        pooled = cast(Tensor, _Product.apply(weights, _under(x, window))).sum(2)
+        pooled = product(weights, _under(x, window)).sum(2)
         return pooled.view(*x.shape[:2], *window.output_size(x.shape[2], x.shape[3]))
 
 
-def with_difference_laps(network: nn.Module) -> nn.Module:
-    """Replace every LAP layer of a network that is ours to change; returns the network."""
+def with_differences(network: fx.GraphModule) -> fx.GraphModule:
+    """Replace every LAP layer and product of features in a network that is ours to change, and return it.
+
+    Products of features occur where a network gates its channels (squeeze and excitation).
+    """
     for name, module in list(network.named_modules()):
         if isinstance(module, LAP):
             network.set_submodule(name, DifferenceLap(module))
+    for node in network.graph.nodes:
+        factors = [a for a in node.args if isinstance(a, fx.Node) and a.op != "get_attr"]
+        if node.target in (operator.mul, torch.mul, "mul") and len(factors) == 2:
+            node.op, node.target = "call_function", product
+    network.recompile()
     return network
+
+
+def product(a: Tensor, x: Tensor) -> Tensor:
+    """Return a·x, with the multipliers of both factors."""
+    return cast(Tensor, _Product.apply(a, x))
 
 
 def _joint_value(lap: LAP, scored: Tensor) -> Tensor:
@@ -89,7 +103,7 @@ def _multiplier(change_out: Tensor, change_in: Tensor, derivative: Tensor) -> Te
 
 
 class _Product(torch.autograd.Function):
-    """a·x, a (B, 1, …) for all channels: Δ(ax) = mean(a) Δx + mean(x) Δa."""
+    """a·x, broadcast: Δ(ax) = mean(a) Δx + mean(x) Δa."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, x: Tensor) -> Tensor:
@@ -99,7 +113,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
         a, x = ctx.saved_tensors
-        return (g * _mean(x)).sum(1, keepdim=True), g * _mean(a)
+        return (g * _mean(x)).sum_to_size(a.shape), (g * _mean(a)).sum_to_size(x.shape)
 
 
 class _Maximum(torch.autograd.Function):

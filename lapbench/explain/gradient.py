@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lapbench.errors import ExplainerError, NotApplicableError
 from lapbench.explain.canonical import ACTIVATIONS, canonical
-from lapbench.explain.differences import with_difference_laps
+from lapbench.explain.differences import with_differences
 from lapbench.explain.layers import layer_of
 from lapbench.explain.maps import Maps
 from lapbench.registry import explainer
@@ -80,9 +80,9 @@ def deeplift(
 
     baseline: the flat image, one value or one per channel, in the network's (normalised) input space: 0 is
     the data's mean colour. Computed on the canonical network with `max_pool_rule` in place of Captum's and
-    the exact rule for LAP of `lapbench.explain.differences`. Diagnostic ``completeness_error``: by how much
-    of |f(x) − f(baseline)| the contributions miss it; a network with operations without a rule (such as
-    products of features) shows there.
+    the exact rules for LAP and for products of features of `lapbench.explain.differences`. Diagnostic
+    ``completeness_error``: by how much of |f(x) − f(baseline)| the contributions miss it; an operation without
+    a rule, such as layer norm, shows there.
     """
     channels = images.shape[1]
     if isinstance(baseline, tuple) and len(baseline) != channels:
@@ -91,7 +91,7 @@ def deeplift(
         )
     colour = torch.as_tensor(baseline, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)
     flat = colour.expand_as(images)
-    network = with_difference_laps(canonical(model).module)
+    network = with_differences(canonical(model).module)
     with _quiet(), _rules():
         attributions: Tensor = DeepLift(network).attribute(images, flat.clone(), target).detach()
     with torch.no_grad():

@@ -205,7 +205,9 @@ def sized(name: str) -> int:
     return 107 if "inception" in name else 64
 
 
-@pytest.mark.parametrize("name", ["resnet18", "alexnet", "inception_v3", "squeezenet1_1"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "alexnet", "inception_v3", "squeezenet1_1", "mobilenet_v3_small"]
+)
 def test_contributions_of_plain_networks_add_up(name: str) -> None:
     """In float64, with biases, unsettled statistics and a baseline, which a wrong rule cannot survive."""
     assert completeness(network(name).double(), images(2, sized(name)).double()) < 1e-9
@@ -245,7 +247,7 @@ def test_contributions_add_up_where_lap_is_saturated() -> None:
 
 
 def test_the_plain_rule_for_lap_does_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lapbench.explain.gradient.with_difference_laps", lambda network: network)
+    monkeypatch.setattr("lapbench.explain.gradient.with_differences", lambda network: network)
     assert completeness(plugged(small_resnet()).double(), images().double()) > 1e-3
 
 
