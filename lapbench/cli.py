@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a check found a fault; 2 wrong usage, definition, data or 
 incomplete (some rows or maps have a reason instead of a number); 130 interrupted.
 """
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -323,6 +324,7 @@ class Bars:
     """One progress bar for every piece of work; lines of text where there is no terminal."""
 
     def __init__(self) -> None:
+        self._interrupted = False
         self._tasks: dict[str, TaskID] = {}
         self._said: set[str] = set()
         self._progress = Progress(
@@ -335,14 +337,20 @@ class Bars:
         )
 
     def __enter__(self) -> "Bars":
+        self._handler = signal.getsignal(signal.SIGINT)
+        if self._handler is signal.default_int_handler:  # a shell may have set it to be ignored
+            signal.signal(signal.SIGINT, self._interrupt)
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        signal.signal(signal.SIGINT, self._handler)
 
     def update(self, done: int, total: int, text: str) -> None:
         """Draw the state of one piece of work; see `lapbench.executor.Progress` for the words."""
+        if self._interrupted:
+            raise KeyboardInterrupt  # Python dropped the first one, as it does in a destructor
         work, _, state = text.partition(" · ")
         if work not in self._tasks:
             self._tasks[work] = self._progress.add_task(text, total=total)
@@ -355,6 +363,10 @@ class Bars:
     def note(self, text: str) -> None:
         """Show a message above the bars."""
         _say(text)
+
+    def _interrupt(self, *_: object) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ file is fresh: it is there or it is missing. A shard's name holds the weights, a
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -125,7 +125,7 @@ class Source:
             "explainer_version": spec.version,
             "origin": spec.origin,
             "parameters": self.parameters,
-            "libraries": {name: version(name).partition("+")[0] for name in ("torch", "captum")},
+            "libraries": {name: release(name).partition("+")[0] for name in ("torch", "captum")},
         }
 
 
@@ -277,7 +277,7 @@ class Job:
                 "row": [row.model.name if row.model else None, row.explainer.row],
                 "benchmark": [self.benchmark.name, self.benchmark.version],
                 "scoring": SCORING_VERSION,
-                "library": {name: version(name) for name in ("scipy", "scikit-learn")},
+                "library": {name: release(name) for name in ("scipy", "scikit-learn")},
             }
         )
 
@@ -360,6 +360,12 @@ def _cut(split: str, indices: IntArray) -> list[Block]:
 
 def _network(subject: Subject) -> str:
     return f"{slug(subject.model.name)}-{subject.weights_digest[:8]}{'-random' if subject.randomised else ''}"
+
+
+@cache
+def release(library: str) -> str:
+    """The version of an installed library; read from disk once, since every name of a file asks for it."""
+    return version(library)
 
 
 def slug(name: str) -> str:

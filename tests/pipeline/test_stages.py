@@ -1,0 +1,199 @@
+"""Each stage alone: what it needs, what it says where that is missing, and weights that were given."""
+
+import shutil
+
+import pytest
+import torch
+
+from lapbench import pipeline
+from lapbench.benchmark import load_benchmark, select
+from lapbench.errors import DefinitionError, WeightsError
+from lapbench.models.weights import save_weights
+from lapbench.pipeline.networks import new_network
+from pipeline import tiny
+
+PLAIN = tiny.with_explainers(tiny.without_models(tiny.DEFINITION, "WS-LAP"), "grad_cam", "random")
+RECIPE = PLAIN[PLAIN.index("[models.recipe]") : PLAIN.index("[[explainers]]")]
+
+
+def given(folder, weights):
+    """A definition with weights instead of a recipe."""
+    text = PLAIN.replace(RECIPE, "").replace('name = "plain"', f'name = "plain"\nweights = "{weights}"')
+    return tiny.write_definition(folder, name="given.toml", text=text)
+
+
+def test_explaining_without_weights_says_to_train(tmp_path):
+    job = tiny.job(tiny.write_definition(tmp_path, text=PLAIN), tmp_path)
+
+    for stage in (pipeline.explain, pipeline.score, pipeline.report):
+        with pytest.raises(WeightsError, match=r"no weights for plain \(.*\): run `lapbench train` first"):
+            stage(job)
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_alone_gives_the_weights_files(trained, finished):
+    paths = pipeline.train(tiny.job(trained / "tiny.toml", trained))
+
+    assert [path.name.partition("-")[0] for path in paths] == ["ws", "plain"]
+    assert tiny.files(trained / "cache" / "weights") == tiny.files(finished.cache / "weights")
+
+
+def test_scoring_and_reporting_without_maps_give_rows_that_say_to_explain(trained):
+    path = tiny.write_definition(trained, text=PLAIN)
+    reasons = pipeline.score(tiny.job(path, trained))
+    board = pipeline.report(tiny.job(path, trained))
+
+    wanted = {
+        "no maps of Grad-CAM on plain on val: run `lapbench explain` first",
+        "no maps of Grad-CAM on plain, random weights on val: run `lapbench explain` first",
+        "no maps of Random on val: run `lapbench explain` first",
+    }
+    assert {reason.partition(": ")[2] for reason in reasons} == wanted
+    assert {row.reason for row in board.rows} == wanted
+    assert not any(row.complete or row.rank for row in board.rows)
+    assert [model.accuracy for model in board.models] == [None]
+    assert sorted(p.name for p in (trained / "out").iterdir()) == [
+        "leaderboard.csv", "leaderboard.json", "leaderboard.md"
+    ]  # fmt: skip
+
+
+def test_reporting_before_scoring_gives_rows_that_say_to_score(trained):
+    path = tiny.write_definition(trained, text=PLAIN)
+    assert pipeline.explain(tiny.job(path, trained)) == []
+    board = pipeline.report(tiny.job(path, trained))
+
+    assert {row.reason for row in board.rows} == {"its maps are not scored yet: run `lapbench score`"}
+    assert board.models[0].accuracy is not None
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+def test_given_weights_replace_a_recipe(finished, tmp_path, kind):
+    [trained] = (finished.cache / "weights").glob("plain-*.safetensors")
+    if kind == "pt":
+        network = new_network(
+            tiny.job(finished.definition, finished.folder), load_benchmark(finished.definition).models[1]
+        )
+        from lapbench.models.weights import load_weights
+
+        network.load_state_dict(load_weights(trained))
+        torch.save(network.state_dict(), tmp_path / "mine.pt")
+    else:
+        shutil.copy(trained, tmp_path / "mine.safetensors")
+    board = pipeline.run(tiny.job(given(tmp_path, f"mine.{kind}"), tmp_path))
+
+    means = {
+        (r.explainer, r.selection): r.mean
+        for r in finished.board.rows
+        if r.model == "plain" and not r.randomised
+    }
+    for row in board.rows:
+        if row.model == "plain" and not row.randomised:
+            assert row.mean == means[row.explainer, row.selection]
+    assert board.models[0].accuracy == finished.board.models[1].accuracy and board.models[0].seeds == ()
+    assert not (tmp_path / "cache" / "weights").exists()
+
+
+def test_given_weights_that_are_missing_are_named(tmp_path):
+    path = given(tmp_path, "no.safetensors")
+
+    with pytest.raises(
+        WeightsError, match=r"no\.safetensors: there is no such weights file, which plain needs"
+    ):
+        pipeline.run(tiny.job(path, tmp_path))
+    with pytest.raises(WeightsError, match=r"no weights for plain \(.*no\.safetensors\): give the path"):
+        pipeline.explain(tiny.job(path, tmp_path))
+
+
+def test_given_weights_of_another_network_are_named(tmp_path):
+    save_weights(tmp_path / "other.safetensors", torch.nn.Linear(2, 3).state_dict(), {})
+
+    with pytest.raises(
+        WeightsError, match=r"other\.safetensors do not fit this SizedResNet: missing: conv1\.weight"
+    ):
+        pipeline.run(tiny.job(given(tmp_path, "other.safetensors"), tmp_path))
+
+
+def test_weights_to_start_from_that_are_missing_are_named(tmp_path):
+    text = PLAIN.replace("[models.recipe]", '[models.recipe]\npretrained = "no.safetensors"')
+    job = tiny.job(tiny.write_definition(tmp_path, text=text), tmp_path)
+
+    with pytest.raises(
+        WeightsError, match=r"no\.safetensors: there is no such weights file, which plain starts from"
+    ):
+        pipeline.train(job)
+
+
+def test_weights_to_start_from_decide_the_training_and_their_folder_does_not(finished, tmp_path):
+    [trained] = (finished.cache / "weights").glob("plain-*.safetensors")
+    text = PLAIN.replace("[models.recipe]", '[models.recipe]\npretrained = "start.safetensors"')
+    names = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        job = tiny.job(tiny.write_definition(folder, text=text), folder)
+        shutil.copy(trained, folder / "start.safetensors")
+        names.append(job.weights(job.benchmark.models[0], 0).name)
+    assert names[0] == names[1] != trained.name
+    save_weights(folder / "start.safetensors", torch.nn.Linear(2, 3).state_dict(), {})
+    assert job.weights(job.benchmark.models[0], 0).name != names[0]
+
+
+def test_definition_and_data_that_disagree_are_listed_at_once(tmp_path):
+    text = (
+        tiny.DEFINITION.replace('classes = ["present"]', 'classes = ["presents", "dog"]')
+        .replace(
+            'manifest = "few-digits.toml"',
+            'manifest = "few-digits.toml"\nfit = "vall"\nscore = "tests"\ntrain = "x"',
+        )
+        .replace('target = "present"', 'target = "pressent"')
+    )
+    with pytest.raises(DefinitionError) as caught:
+        pipeline.run(tiny.job(tiny.write_definition(tmp_path, text=text), tmp_path))
+
+    assert str(caught.value).splitlines() == [
+        "tiny does not fit its data",
+        "  data.train: few-digits has no split 'x'; known: test, train, val",
+        "  data.fit: few-digits has no split 'vall'; did you mean 'val'?",
+        "  data.score: few-digits has no split 'tests'; did you mean 'test'?",
+        "  protocol.target: few-digits has no class 'pressent'; did you mean 'present'?",
+        "  models.WS-LAP.plug.concepts.three: few-digits has no class 'presents'; did you mean 'present'?",
+        "  models.WS-LAP.plug.concepts.three: few-digits has no class 'dog'; known: absent, present",
+    ]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_splits_that_nobody_trains_on_need_not_exist(finished, tmp_path):
+    [trained] = (finished.cache / "weights").glob("plain-*.safetensors")
+    shutil.copy(trained, tmp_path / "mine.safetensors")
+    path = given(tmp_path, "mine.safetensors")
+    path.write_text(path.read_text().replace("image_size", 'train = "none"\nselect = "none"\nimage_size'))
+
+    assert all(row.complete for row in pipeline.run(tiny.job(path, tmp_path)).rows)
+
+
+def test_fewer_models_and_explainers_use_the_same_cache(copied, finished, monkeypatch):
+    monkeypatch.setattr("lapbench.pipeline.networks.build", None)
+    benchmark = select(
+        load_benchmark(copied / "tiny.toml"), models=("plain",), explainers=("deeplift", "Oracle")
+    )
+    board = pipeline.run(tiny.job(benchmark, copied))
+
+    wanted = {r.key: r.mean for r in finished.board.rows}
+    assert {(row.model, row.explainer) for row in board.rows} == {
+        ("plain", "DeepLIFT"),
+        ("no network", "Oracle"),
+    }
+    assert all(row.mean == wanted[row.key] for row in board.rows)
+
+
+def test_controls_alone_need_no_ranked_row(copied):
+    benchmark = select(load_benchmark(copied / "tiny.toml"), explainers=("oracle",))
+    board = pipeline.run(tiny.job(benchmark, copied))
+
+    assert {row.mean for row in board.rows} == {1.0} and {row.rank for row in board.rows} == {None}
+    assert not (copied / "out" / "ranking.png").exists()
+
+
+def test_another_seed_is_another_training(trained):
+    benchmark = select(load_benchmark(tiny.write_definition(trained, text=PLAIN)), seed=7)
+    [path] = pipeline.train(tiny.job(benchmark, trained))
+
+    assert len(list(path.parent.glob("plain-*.safetensors"))) == 2
