@@ -81,8 +81,8 @@ def deeplift(
     baseline: the flat image, one value or one per channel, in the network's (normalised) input space: 0 is
     the data's mean colour. Computed on the canonical network with `max_pool_rule` in place of Captum's and
     the exact rules for LAP and for products of features of `lapbench.explain.differences`. Diagnostic
-    ``completeness_error``: by how much of |f(x) − f(baseline)| the contributions miss it; an operation without
-    a rule, such as layer norm, shows there.
+    ``completeness_error``: by how much of |f(x) − f(baseline)| the contributions miss it; an operation
+    without a rule, such as layer norm, shows there.
     """
     channels = images.shape[1]
     if isinstance(baseline, tuple) and len(baseline) != channels:
