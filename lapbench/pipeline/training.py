@@ -1,6 +1,7 @@
 """Stage 1: train the networks whose weights are missing."""
 
 import math
+import shutil
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ def train(job: Job) -> list[Path]:
 
 
 def _train(job: Job, model: definition.Model, recipe: definition.Recipe, seed: int, path: Path) -> None:
-    name = Subject(model, seed, path).text
+    name, workdir = Subject(model, seed, path).text, path.with_suffix(".training")
     with seeded(seed):
         network = new_network(job, model)
     _warn_of_coarse_maps(job, model, network)
@@ -51,7 +52,7 @@ def _train(job: Job, model: definition.Model, recipe: definition.Recipe, seed: i
         plug=model.plug,
         seed=seed,
         device=job.workspace.device,
-        workdir=path.with_suffix(".training"),
+        workdir=workdir,
         progress=lambda done, total, text: job.workspace.progress(done, total, f"train {name} · {text}"),
     )
     save_weights(
@@ -64,6 +65,7 @@ def _train(job: Job, model: definition.Model, recipe: definition.Recipe, seed: i
             **record.as_dict(),
         },
     )
+    shutil.rmtree(workdir, ignore_errors=True)  # the checkpoint has served
 
 
 def _warn_of_coarse_maps(job: Job, model: definition.Model, network: nn.Module) -> None:

@@ -153,6 +153,8 @@ def _learn(
         n_classes=len(dataset.classes),
         data=data,
     )
+    if hardware.count > 1:
+        progress = None  # the training processes are new ones, and a terminal's bars cannot travel there
     torch.manual_seed(seed)  # for the weights of the scoring modules
     discriminators = make_discriminators(lap_layers(model) if objective.needs_discriminators else {})
     lesson = Lesson(
