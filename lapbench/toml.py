@@ -47,7 +47,7 @@ def parse_toml(text: str, model: type[M], *, where: str) -> M:
     except ValidationError as error:
         lines = locate_keys(text)
         items = [*error.errors(), *_contradictions(error, model, data)]
-        faults = [_fault(item, model, data, lines, where) for item in items]
+        faults = [_fault(item, model, data, lines, where) for item in items if not _is_echo(item)]
         plural = "fault" if len(faults) == 1 else "faults"
         raise DefinitionError(
             f"{where}: {len(faults)} {plural}\n" + "\n".join(f"  {f}" for f in faults)
@@ -70,6 +70,11 @@ def _contradictions(error: ValidationError, model: type[BaseModel], data: Any) -
         known = {(item["loc"], item["msg"]) for item in error.errors()}
         return [item for item in remaining.errors() if (item["loc"], item["msg"]) not in known]
     return []
+
+
+def _is_echo(item: Any) -> bool:
+    """Whether a list is called too short only because what is in it is wrong, which is said by itself."""
+    return bool(item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"])
 
 
 def locate_keys(text: str) -> dict[Path_, int]:

@@ -1,0 +1,216 @@
+"""Definitions: what ships is right; what is wrong is listed at once, with line and nearest right name."""
+
+import re
+
+import pytest
+from pipeline import tiny
+
+from lapbench import benchmark
+from lapbench.benchmark import Data, Model, Plug, Protocol, load_benchmark, select, shipped
+from lapbench.errors import DefinitionError, UnknownNameError
+
+
+def faults(folder, text):
+    """What is said of a definition: one fault a line, without the path."""
+    path = tiny.write_definition(folder, text=text)
+    with pytest.raises(DefinitionError) as caught:
+        load_benchmark(path)
+    first, *lines = str(caught.value).splitlines()
+    plural = "fault" if len(lines) == 1 else "faults"
+    assert first == f"{path}: {len(lines)} {plural}"
+    assert all(line.startswith(f"  {path}:") for line in lines)
+    return [line.removeprefix(f"  {path}:") for line in lines]
+
+
+def line_of(text, part):
+    return next(n for n, line in enumerate(text.splitlines(), 1) if part in line)
+
+
+@pytest.mark.parametrize("path", shipped("benchmarks"), ids=lambda path: path.stem)
+def test_shipped_definitions_load_by_name_and_by_path(path):
+    found = load_benchmark(path.stem)
+
+    assert found == load_benchmark(path) and found.name == path.stem and found.title
+    assert {"random", "center", "ones", "oracle"} <= {explainer.name for explainer in found.explainers}
+    assert found.protocol.randomised_weights
+
+
+def test_there_are_shipped_definitions():
+    assert {"quickstart", "deeppcb"} <= {path.stem for path in shipped("benchmarks")}
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    said = re.escape("there is no benchmark 'quikstart'; did you mean 'quickstart'?")
+    with pytest.raises(UnknownNameError, match=f"^{said}$"):
+        load_benchmark("quikstart")
+    with pytest.raises(DefinitionError, match=r"no\.toml: cannot be read"):
+        load_benchmark("no.toml")
+
+
+def test_the_tiny_definition_is_read_as_it_stands(tmp_path):
+    found = load_benchmark(tiny.write_definition(tmp_path))
+
+    assert [model.name for model in found.models] == ["WS-LAP", "plain"]
+    assert [explainer.row for explainer in found.explainers][:3] == ["LAP All", "LAP 3", "Grad-CAM"]
+    assert found.protocol == Protocol(target="present", resamples=99)
+    assert found.models[0].recipe.losses.concordance == 0.25
+
+
+def test_paths_belong_to_the_folder_of_the_definition(tmp_path, monkeypatch):
+    text = tiny.DEFINITION.replace("[models.recipe]", '[models.recipe]\npretrained = "start.pt"')
+    start, end = text.rindex("[models.recipe]"), text.index("[[explainers]]")
+    text = (text[:start] + text[end:]).replace('name = "plain"', 'name = "plain"\nweights = "../w/plain.pt"')
+    path = tiny.write_definition(tmp_path / "here", text=text)
+    monkeypatch.chdir(tmp_path)
+    found = load_benchmark(path.relative_to(tmp_path))
+
+    assert (tmp_path / found.data.manifest).samefile(tmp_path / "here" / "few-digits.toml")
+    assert found.models[0].recipe.pretrained.as_posix() == "here/start.pt"
+    assert found.models[1].weights.as_posix() == "here/../w/plain.pt"
+
+
+def test_the_name_of_a_shipped_manifest_is_no_path(tmp_path):
+    text = tiny.DEFINITION.replace("few-digits.toml", "digits")
+    assert load_benchmark(tiny.write_definition(tmp_path, text=text)).data.manifest == "digits"
+
+
+def test_every_fault_is_listed_at_once(tmp_path):
+    text = (
+        tiny.DEFINITION.replace("version = 1\n", "")
+        .replace("channels = 1", "chanels = 1\nfit = 'test'")
+        .replace("[32, 32]", "[32, 0]")
+        .replace('supervision = "weak"', 'supervision = "week"')
+        .replace("epochs = 1", "epochs = 0")
+        .replace('name = "deeplift"', 'name = "deep_lift"')
+        .replace('name = "grad_cam"', 'name = "grad_cam"\nparameters = { layr = "layer4" }')
+        .replace("resamples", "resample")
+    )
+
+    def at(part):
+        return line_of(text, part)
+
+    few = "'none', 'weak' or 'boxes'"
+    assert faults(tmp_path, text) == [
+        "1: version: this field is missing",
+        f"{at('[32, 0]')}: data.image_size.2: Input should be greater than 0 (found 0)",
+        f"{at('chanels')}: data.chanels: unknown field; did you mean 'channels'?",
+        f"{at('week')}: models.1.recipe.supervision: Input should be {few} (found 'week')",
+        f"{at('epochs = 0')}: models.2.recipe.epochs: Input should be greater than 0 (found 0)",
+        f"{at('grad_cam') - 1}: explainers.3: explainer 'grad_cam' has no parameter 'layr'; "
+        "did you mean 'layer'?",
+        f"{at('deep_lift')}: explainers.4.name: there is no explainer 'deep_lift'; did you mean 'deeplift'?",
+        f"{at('resample')}: protocol.resample: unknown field; did you mean 'resamples'?",
+    ]
+
+
+def test_contradictions_are_listed_beside_unknown_fields(tmp_path):
+    text = tiny.DEFINITION.replace("channels = 1", "channels = 1\nfit = 'test'\nmeen = [0.5]").replace(
+        'name = "plain"', 'name = "plain"\nweights = "w.pt"\ncolour = "red"'
+    )
+    found = faults(tmp_path, text)
+
+    assert found == [
+        f"{line_of(text, 'meen')}: data.meen: unknown field; did you mean 'mean'?",
+        f"{line_of(text, 'colour')}: models.2.colour: unknown field; "
+        "known: architecture, name, parameters, plug, recipe, seeds, weights",
+        f"{line_of(text, '[data]')}: data: "
+        "the threshold may not be fitted on the split it is scored on: both are 'test'",
+        f"{line_of(text, 'weights') - 2}: models.2: give either a recipe or weights, not both",
+    ]
+
+
+DATA = {"manifest": "digits", "image_size": (8, 8)}
+MODEL = {"name": "m", "architecture": "resnet18", "recipe": {"epochs": 1}}
+CONCEPTS = ({"name": "a"}, {"name": "b"})
+
+
+@pytest.mark.parametrize(
+    ("table", "fields", "said"),
+    [
+        (Data, DATA | {"fit": "test"}, "fitted on the split it is scored on: both are 'test'"),
+        (Data, DATA | {"train": "test"}, "'test' may not train the network or choose its epoch"),
+        (Data, DATA | {"select": "test"}, "'test' may not train the network or choose its epoch"),
+        (Data, DATA | {"channels": 1}, "one value per channel, 1 each (found 3 and 3)"),
+        (Data, DATA | {"channels": 2}, "Input should be 1 or 3"),
+        (Data, DATA | {"std": (1, 1, 0)}, "greater than 0"),
+        (Data, DATA | {"score_limit": 0}, "greater than 0"),
+        (Model, MODEL | {"recipe": None}, "give either a recipe or weights"),
+        (Model, MODEL | {"weights": "w.pt"}, "give either a recipe or weights, not both"),
+        (Model, {**MODEL, "recipe": None, "weights": "w.pt", "seeds": (1, 2)}, "given weights have no seeds"),
+        (Model, MODEL | {"seeds": ()}, "at least 1 item"),
+        (Model, MODEL | {"seeds": (1, 1)}, "seeds must differ (found [1, 1])"),
+        (Model, MODEL | {"recipe": {"epochs": 1, "supervision": "boxes"}}, "concept heads, which need"),
+        (Model, MODEL | {"architecture": "resnet81"}, "'resnet81'; did you mean 'resnet18'?"),
+        (Model, MODEL | {"parameters": {"widht": 4}}, "no parameter 'widht'; did you mean 'width'?"),
+        (Model, MODEL | {"parameters": {"width": 0}}, "parameter 'width' of architecture 'resnet18'"),
+        (Model, MODEL | {"name": "a,b"}, "String should match pattern"),
+        (Plug, {"concepts": CONCEPTS}, "'identity' needs one concept, found 2: use max, sum or trainable"),
+        (Plug, {"concepts": ()}, "LAP needs at least one concept"),
+        (Plug, {"concepts": CONCEPTS[:1] * 2, "aggregation": "max"}, "names must differ (found ['a', 'a'])"),
+        (Plug, {"concepts": CONCEPTS[:1], "alpha_init": 0}, "a trainable alpha would never move"),
+        (Protocol, {"confidence": 1.0}, "less than 1"),
+        (Protocol, {"selections": ("topk",)}, "'threshold', 'top-k' or 'native'"),
+    ],
+)  # fmt: skip
+def test_contradictions(table, fields, said):
+    with pytest.raises(ValueError, match="validation error") as caught:
+        table.model_validate(fields)
+    assert said in str(caught.value)
+
+
+def test_two_contradictions_of_one_table_are_both_said():
+    with pytest.raises(ValueError, match="validation error") as caught:
+        Data.model_validate(DATA | {"fit": "test", "channels": 1})
+    assert "both are 'test'; mean and std need one value per channel" in str(caught.value)
+
+
+def test_a_fixed_alpha_of_zero_is_average_pooling_and_allowed():
+    assert Plug(concepts=CONCEPTS[:1], alpha_init=0, alpha_trainable=False).alpha_init == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (('name = "plain"', 'name = "WS-LAP"'), "model names must differ (twice: WS-LAP)"),
+        (('label = "LAP 3"', 'label = "Grad-CAM"'), "explainer row names must differ (twice: Grad-CAM)"),
+    ],
+)
+def test_names_may_be_taken_once(tmp_path, change, said):
+    assert faults(tmp_path, tiny.DEFINITION.replace(*change)) == [f"1: the file: {said}"]
+
+
+def test_select_takes_rows_and_registered_names_and_a_seed(tmp_path):
+    whole = load_benchmark(tiny.write_definition(tmp_path))
+    few = select(whole, models=("plain",), explainers=("lap", "Grad-CAM"), seed=5)
+
+    assert [m.name for m in few.models] == ["plain"] and few.models[0].seeds == (5,)
+    assert [e.row for e in few.explainers] == ["LAP 3", "Grad-CAM"]
+    assert select(whole) == whole
+
+
+def test_select_leaves_given_weights_their_seed(tmp_path):
+    text = (
+        tiny.DEFINITION[: tiny.DEFINITION.rindex("[models.recipe]")]
+        + tiny.DEFINITION[tiny.DEFINITION.index("[[explainers]]") :]
+    )
+    text = text.replace('name = "plain"', 'name = "plain"\nweights = "w.pt"')
+    found = select(load_benchmark(tiny.write_definition(tmp_path, text=text)), seed=5)
+
+    assert [model.seeds for model in found.models] == [(5,), (0,)]
+
+
+def test_select_refuses_what_is_not_there(tmp_path):
+    whole = load_benchmark(tiny.write_definition(tmp_path))
+
+    with pytest.raises(UnknownNameError, match=r"no model in tiny 'plan'; did you mean 'plain'\?"):
+        select(whole, models=("plan",))
+    with pytest.raises(UnknownNameError, match=r"no explainer in tiny 'grad_cm'; did you mean 'grad_cam'\?"):
+        select(whole, explainers=("grad_cm",))
+
+
+def test_an_installed_package_carries_its_definitions_inside(tmp_path, monkeypatch):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "mine.toml").touch()
+    monkeypatch.setattr(benchmark, "__file__", str(tmp_path / "benchmark.py"))
+
+    assert [path.name for path in shipped("benchmarks")] == ["mine.toml"]
