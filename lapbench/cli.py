@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a check found a fault; 2 wrong usage, definition, data or 
 incomplete (some rows or maps have a reason instead of a number); 130 interrupted.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -27,21 +28,25 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="lapbench",
     help="Measure how well importance maps of CNNs point at what is really there.",
+    epilog="Exit codes: 0 done; 1 a check found a fault; 2 wrong usage, definition, data or weights; "
+    "3 some rows or maps have a reason instead of a number; 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 maps_app = typer.Typer(help="List, check and export the maps in the cache.", no_args_is_help=True)
 app.add_typer(maps_app, name="maps")
-out_console = Console()
+WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+"""Columns of what is printed; a file has none of its own, and 80 are too few for a leaderboard."""
+out_console = Console(width=WIDTH)
 err_console = Console(stderr=True)
 
 Definition = Annotated[str, typer.Argument(help="A shipped benchmark's name, or the path of a TOML file.")]
-Out = Annotated[Path | None, typer.Option(help="Where reports go. [default: reports/NAME]")]
+Out = Annotated[Path | None, typer.Option(help="Where reports go; if not given, reports/NAME.")]
 Cache = Annotated[
     Path | None,
     typer.Option(
-        envvar="LAPBENCH_CACHE", help="Where weights and maps are kept. [default: the user's cache]"
+        envvar="LAPBENCH_CACHE", help="Where weights and maps are kept; if not given, the user's cache."
     ),
 ]
 Data = Annotated[
@@ -220,12 +225,9 @@ def doctor(cache: Cache = None) -> None:
         from lapbench.doctor import examine
         from lapbench.pipeline import default_cache
 
-        marks = {"ok": "[green]ok[/]", "absent": "[dim]–[/]", "fault": "[red]fault[/]"}
+        marks = {"ok": "ok", "absent": "–", "fault": "fault"}
         findings = examine(cache or default_cache())
-        table = Table(box=None, show_header=False)
-        for finding in findings:
-            table.add_row(marks[finding.state], escape(finding.what), escape(finding.detail))
-        out_console.print(table)
+        _print_table(("", "what", "found"), [(marks[f.state], f.what, f.detail) for f in findings])
         if any(finding.state == "fault" for finding in findings):
             raise typer.Exit(1)
 
@@ -285,9 +287,19 @@ def _entry_line(store: "MapStore", entry: "Entry") -> tuple[str, ...]:
 
 
 def _print_table(headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
-    table = Table(*headings, box=None, header_style="bold")
+    """Print a table: folded into a terminal's width, or one line a row where there is no terminal."""
+    if not out_console.is_terminal:
+        table_lines = [tuple(" ".join(cell.split()) for cell in line) for line in (headings, *lines)]
+        widths = [max(map(len, column)) for column in zip(*table_lines, strict=True)]
+        for line in table_lines:
+            text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            out_console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return
+    table = Table(box=None, header_style="bold")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, no_wrap=number == 0, overflow="fold")
     for line in lines:
-        table.add_row(*map(escape, line))
+        table.add_row(*map(escape, line), style="red" if line[0] == "fault" else "")
     out_console.print(table)
 
 
