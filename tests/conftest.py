@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from pipeline import tiny
 
-from lapbench import pipeline
-from lapbench.report import Leaderboard
+if TYPE_CHECKING:
+    from lapbench.report import Leaderboard
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Finished:
 
     definition: Path
     folder: Path
-    board: Leaderboard
+    board: "Leaderboard"
     notes: list[str]
 
     @property
@@ -31,6 +31,10 @@ class Finished:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Finished:
     """The tiny benchmark, run once for all tests; what it left behind is copied, never changed."""
+    from pipeline import tiny  # here: it needs torch, and many rooms do not
+
+    from lapbench import pipeline
+
     folder = tmp_path_factory.mktemp("tiny")
     definition, notes = tiny.write_definition(folder), []
     board = pipeline.run(tiny.job(definition, folder, notes=notes))
