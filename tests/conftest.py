@@ -1,5 +1,6 @@
 """Fixtures that more than one room needs."""
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,11 @@ import pytest
 
 if TYPE_CHECKING:
     from lapbench.report import Leaderboard
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that starts pytest in the background has Ctrl-C ignored, in every child process, too; the tests
+    # that interrupt a run need what a user in front of a terminal has.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
