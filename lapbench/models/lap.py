@@ -18,6 +18,8 @@ from torch.nn import functional as F
 Pair = tuple[int, int]
 Slices = tuple[slice, slice, slice, slice]
 
+_CACHE = 2**20  # numbers that a CPU keeps in its cache; to pass larger buffers takes up to twice the time
+
 
 @dataclass(frozen=True)
 class Window:
@@ -324,8 +326,12 @@ def _under_windows(values: Tensor, window: Window) -> Tensor:
     top, left = window.padding
     full = window.covers(height, width)
     padded = F.pad(values, (left, full[1] - left - width, top, full[0] - top - height))
-    columns = F.unfold(padded, window.kernel, stride=window.stride)
-    return columns.view(*columns.shape[:2], *window.output_size(height, width))
+    (rows, columns), (m, n) = window.output_size(height, width), window.kernel
+    if window.tiles:
+        under = padded.view(len(values), rows, m, columns, n).permute(0, 2, 4, 1, 3)
+    else:
+        under = F.unfold(padded, (m, n), stride=window.stride)
+    return under.reshape(len(values), m * n, rows, columns)
 
 
 def _validity(values: Tensor, window: Window) -> Tensor:
@@ -335,9 +341,30 @@ def _validity(values: Tensor, window: Window) -> Tensor:
 
 def _as_map(weights: Tensor, window: Window, height: int, width: int) -> Tensor:
     """Weights (B, n, H', W') of windows that tile the map → (B, 1, H, W): each pixel's own."""
-    rows, columns = weights.shape[2:]
-    tiles = weights.view(-1, *window.kernel, rows, columns).permute(0, 3, 1, 4, 2)
-    return tiles.reshape(-1, 1, rows * window.kernel[0], columns * window.kernel[1])[:, :, :height, :width]
+    (rows, columns), (m, n) = weights.shape[2:], window.kernel
+    tiles = weights.reshape(len(weights), m, n, rows, columns).permute(0, 3, 1, 4, 2)
+    return tiles.reshape(len(weights), 1, rows * m, columns * n)[:, :, :height, :width]
+
+
+def _in_cache(x: Tensor) -> int:
+    """How many samples' features a CPU core keeps in its cache; elsewhere the whole batch counts as one."""
+    fitting = _CACHE // max(1, x.shape[1:].numel()) if x.device.type == "cpu" else len(x)
+    return max(1, min(fitting, len(x)))
+
+
+def _batches(x: Tensor) -> Iterator[slice]:
+    count = _in_cache(x)
+    return (slice(start, start + count) for start in range(0, len(x), count))
+
+
+def _add_up(parts: list[Tensor], *, out: Tensor) -> None:
+    """Write the sum into `out`, which may be the first part; no other memory is touched."""
+    if len(parts) == 1:
+        out.copy_(parts[0])
+        return
+    torch.add(parts[0], parts[1], out=out)
+    for part in parts[2:]:
+        out.add_(part)
 
 
 class _PoolTiles(torch.autograd.Function):
@@ -347,24 +374,32 @@ class _PoolTiles(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weights: Tensor, window: Window) -> Tensor:
         ctx.save_for_backward(x, weights)
         ctx.window = window
-        total = x * weights
-        for axis, size in zip(
-            (2, 3), window.kernel, strict=True
-        ):  # adds in place: no second copy of x's size
-            parts = [total[(slice(None),) * axis + (slice(m, None, size),)] for m in range(size)]
-            for part in parts[1:]:
-                parts[0].narrow(axis, 0, part.shape[axis]).add_(part)
-            total = parts[0]
-        return total.contiguous()
+        height, width = x.shape[2:]
+        pooled = x.new_empty(*x.shape[:2], *window.output_size(height, width))
+        weighted = x.new_empty(_in_cache(x), x.shape[1], *window.covers(height, width))
+        weighted[:, :, height:] = weighted[:, :, :, width:] = 0
+        for some in _batches(x):
+            part = weighted[: len(x[some])]
+            torch.mul(x[some], weights[some], out=part[:, :, :height, :width])
+            rows = [part[:, :, m :: window.kernel[0]] for m in range(window.kernel[0])]
+            _add_up(rows, out=rows[0])
+            _add_up([rows[0][..., n :: window.kernel[1]] for n in range(window.kernel[1])], out=pooled[some])
+        return pooled
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weights = ctx.saved_tensors
-        for axis, size in zip((3, 2), reversed(ctx.window.kernel), strict=True):
-            gradient = gradient.repeat_interleave(size, axis).narrow(axis, 0, x.shape[axis])
-        to_x = gradient * weights if ctx.needs_input_grad[0] else None
-        to_weights = (gradient * x).sum(1, keepdim=True) if ctx.needs_input_grad[1] else None
+        to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        to_weights = torch.empty_like(weights) if ctx.needs_input_grad[1] else None
+        for some in _batches(x):
+            spread = gradient[some]
+            for axis, size in zip((3, 2), reversed(ctx.window.kernel), strict=True):
+                spread = spread.repeat_interleave(size, axis).narrow(axis, 0, x.shape[axis])
+            if to_x is not None:
+                torch.mul(spread, weights[some], out=to_x[some])
+            if to_weights is not None:
+                torch.sum(spread.mul_(x[some]), 1, keepdim=True, out=to_weights[some])
         return to_x, to_weights, None
 
 
