@@ -243,6 +243,24 @@ def test_sizes_are_those_of_torch(length, kernel, stride, padding, ceil_mode):
     assert Window((kernel, 1), (stride, 1), (padding, 0), ceil_mode).output_size(length, 1) == (expected, 1)
 
 
+@pytest.mark.parametrize("batch", [1, 4, 5])
+@pytest.mark.parametrize("size", [(6, 4), (5, 7)], ids=str)
+def test_a_batch_larger_than_the_cache_is_pooled_alike(monkeypatch, batch, size):
+    lap = LAP2d(spiky(3), 2).double()
+    x = torch.randn(batch, 3, *size, dtype=torch.float64, requires_grad=True)
+    whole = lap(x)
+    gradients = torch.autograd.grad(whole.square().sum(), (x, lap.alpha))
+
+    monkeypatch.setattr("lapbench.models.lap._CACHE", 2 * 3 * size[0] * size[1])  # two samples
+    parts = lap(x)
+
+    assert parts.equal(whole)
+    for got, expected in zip(
+        torch.autograd.grad(parts.square().sum(), (x, lap.alpha)), gradients, strict=True
+    ):
+        torch.testing.assert_close(got, expected)
+
+
 # Kinds of input.
 
 
