@@ -236,10 +236,9 @@ def doctor(cache: Cache = None) -> None:
 def list_maps(cache: Cache = None) -> None:
     """List the shards in the cache."""
     with guarded():
-        headings = ("shard", "samples", "arrays", "KiB")
-        _print_table(
-            headings, [_entry_line(store, entry) for store in [_store(cache)] for entry in store.entries()]
-        )
+        store = _store(cache)
+        lines = [_entry_line(store, entry) for entry in store.entries()]
+        _print_table(("shard", "samples", "arrays", "KiB"), lines)
 
 
 @maps_app.command("check")
