@@ -1,5 +1,6 @@
 """Fixtures that more than one room needs."""
 
+import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 
 if TYPE_CHECKING:
     from lapbench.report import Leaderboard
+
+# The tensors of the tests are small: threads cost more than they give, and runs side by side fight for cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that starts pytest in the background has Ctrl-C ignored, in every child process, too; the tests
