@@ -351,11 +351,14 @@ class Bars:
         self._handler = signal.getsignal(signal.SIGINT)
         if self._handler is signal.default_int_handler:  # a shell may have set it to be ignored
             signal.signal(signal.SIGINT, self._interrupt)
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._drop
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        sys.unraisablehook = self._hook
         signal.signal(signal.SIGINT, self._handler)
 
     def update(self, done: int, total: int, text: str) -> None:
@@ -374,6 +377,11 @@ class Bars:
     def note(self, text: str) -> None:
         """Show a message above the bars."""
         _say(text)
+
+    def _drop(self, what: "sys.UnraisableHookArgs") -> None:
+        """Keep silent about a Ctrl-C that met a destructor: `update` raises it again."""
+        if not isinstance(what.exc_value, KeyboardInterrupt):
+            self._hook(what)
 
     def _interrupt(self, *_: object) -> None:
         self._interrupted = True
