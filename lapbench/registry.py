@@ -13,6 +13,7 @@ from lapbench.errors import UnknownNameError, suggest
 from lapbench.toml import Table
 
 Need = Literal["model", "lap", "masks", "ids"]
+Reach = Literal["output", "layer", "image"]
 
 
 class Named(Protocol):
@@ -25,6 +26,21 @@ class Named(Protocol):
 
 E = TypeVar("E", bound=Named)
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Card:
+    """What one should know of an explainer before one trusts it, as sentences; `lapbench ls explainers -v`.
+
+    What it measures is the first sentence of its docstring. cost: passes through the network for one image.
+    randomness: ``none``, or ``seeded`` where a parameter ``seed`` decides every draw. limits: networks and
+    targets it has nothing to say of. computed_by: the library that computes it, or why lapbench does.
+    """
+
+    cost: str = "not stated"
+    randomness: Literal["none", "seeded"] = "none"
+    limits: str = "none stated"
+    computed_by: str = "its author"
 
 
 @dataclass(frozen=True)
@@ -50,8 +66,21 @@ class ExplainerSpec:
     signed: bool
     class_agnostic: bool
     control: bool
+    reach: Reach
+    card: Card
     parameters: type[Table]
     origin: str = "lapbench"
+
+    @property
+    def measures(self) -> str:
+        """The first sentence of its docstring."""
+        return " ".join((self.function.__doc__ or "not stated").partition("\n\n")[0].split())
+
+    @property
+    def reduction(self) -> str:
+        """How channels become one map: its parameter ``reduce``, or nothing to reduce."""
+        field = self.parameters.model_fields.get("reduce")
+        return "none" if field is None else str(field.default)
 
 
 @dataclass(frozen=True)
@@ -128,6 +157,8 @@ def explainer(
     signed: bool = False,
     class_agnostic: bool = False,
     control: bool = False,
+    reach: Reach = "output",
+    card: Card = Card(),
 ) -> Callable[[F], F]:
     """Register the decorated function as an explainer; see `ExplainerSpec` for the words."""
 
@@ -135,7 +166,7 @@ def explainer(
         explainers.add(
             ExplainerSpec(
                 name, version, function, title, paper, frozenset(needs), native_threshold, upsample,
-                signed, class_agnostic, control, _parameters(name, function), _origin(function),
+                signed, class_agnostic, control, reach, card, _parameters(name, function), _origin(function),
             )
         )  # fmt: skip
         return function
