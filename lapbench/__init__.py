@@ -9,15 +9,16 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lapbench import interop
     from lapbench.benchmark import Benchmark, Concept, Plug, load_benchmark
-    from lapbench.explain import Maps, check_explainer
+    from lapbench.explain import Maps, check_explainer, from_attribute
     from lapbench.models import AdaptiveLAP2d, LAP2d, plug
     from lapbench.pipeline import Job, Workspace, explain, report, run, score, train
     from lapbench.registry import architecture, explainer, reader
 
 _HOMES = {
     "benchmark": ("Benchmark", "Concept", "Plug", "load_benchmark"),
-    "explain": ("Maps", "check_explainer"),
+    "explain": ("Maps", "check_explainer", "from_attribute"),
     "models": ("AdaptiveLAP2d", "LAP2d", "plug"),
     "pipeline": ("Job", "Workspace", "explain", "report", "run", "score", "train"),
     "registry": ("architecture", "explainer", "reader"),
@@ -28,17 +29,19 @@ __version__ = version("lapbench")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "interop":
+        return importlib.import_module("lapbench.interop")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*_HOME, "__version__"])
+    return sorted([*_HOME, "__version__", "interop"])
 
 
 __all__ = [
     "AdaptiveLAP2d", "Benchmark", "Concept", "Job", "LAP2d", "Maps", "Plug", "Workspace", "architecture",
-    "check_explainer", "explain", "explainer", "load_benchmark", "plug", "reader", "report", "run", "score",
-    "train",
+    "check_explainer", "explain", "explainer", "from_attribute", "interop", "load_benchmark", "plug", "reader",
+    "report", "run", "score", "train",
 ]  # fmt: skip

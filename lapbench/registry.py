@@ -23,6 +23,10 @@ class Named(Protocol):
     def name(self) -> str:
         """The name it is asked for by."""
 
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What it names."""
+
 
 E = TypeVar("E", bound=Named)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -106,8 +110,10 @@ class Registry(Generic[E]):
     _loaded: bool = False
 
     def add(self, entry: E) -> None:
-        """Register an entry; a name may be taken once."""
-        if entry.name in self._entries:
+        """Register an entry; a name is taken once, but a function may be defined again, as notebooks do."""
+        importlib.import_module(self.home)  # lapbench's own names come first, whoever is imported first
+        known = self._entries.get(entry.name)
+        if known is not None and _place(known.function) != _place(entry.function):
             raise ValueError(f"{self.kind} {entry.name!r} is registered twice")
         self._entries[entry.name] = entry
 
@@ -128,15 +134,17 @@ class Registry(Generic[E]):
         return iter(list(self._entries.values()))
 
     def _load(self) -> None:
-        """Import what registers entries; a broken plug-in is noted in `broken`, never fatal."""
+        """Import what registers entries; a broken plug-in adds nothing but a note in `broken`."""
         if self._loaded:
             return
         importlib.import_module(self.home)
         self._loaded = True
         for point in entry_points(group=self.group):
+            entries = dict(self._entries)
             try:
                 point.load()
-            except Exception as error:  # noqa: BLE001 - a stranger's import may raise anything
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's import may raise anything
+                self._entries = entries
                 self.broken[point.name] = f"{point.value}: {type(error).__name__}: {error}"
 
 
@@ -224,6 +232,11 @@ def _parameters(name: str, function: Callable[..., Any]) -> type[Table]:
         if p.kind is p.KEYWORD_ONLY and p.name not in ("masks", "ids")
     }
     return create_model(f"{name}_parameters", __base__=Table, **fields)
+
+
+def _place(function: Callable[..., Any]) -> tuple[str, str]:
+    """Where a function is defined: one that is defined there again takes its place."""
+    return function.__module__, getattr(function, "__qualname__", repr(function))
 
 
 def _origin(function: Callable[..., Any]) -> str:

@@ -49,3 +49,14 @@ def finished(tmp_path_factory) -> Finished:
     definition, notes = tiny.write_definition(folder), []
     board = pipeline.run(tiny.job(definition, folder, notes=notes))
     return Finished(definition, folder, board, notes)
+
+
+@pytest.fixture
+def registered():
+    """Forget explainers that a test registers."""
+    from lapbench.registry import explainers
+
+    before = set(explainers.names())
+    yield
+    for name in set(explainers.names()) - before:
+        del explainers._entries[name]

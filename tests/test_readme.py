@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
 import torch
 
 import lapbench
@@ -28,15 +27,6 @@ def test_lap_is_a_layer_like_any_other():
     exec(blocks("python")[0], names)
 
     assert names["logits"].shape == (1, 2)
-
-
-@pytest.fixture
-def registered():
-    """Forget explainers that a test registers."""
-    before = set(explainers.names())
-    yield
-    for name in set(explainers.names()) - before:
-        del explainers._entries[name]
 
 
 def test_the_ten_line_explainer_keeps_the_contract(registered):

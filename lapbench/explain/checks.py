@@ -1,5 +1,6 @@
 """What every explainer promises, as a function that anyone can call on theirs."""
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lapbench.errors import ExplainerError, NotApplicableError
+from lapbench.explain.foreign import Attributor, as_function
 from lapbench.explain.maps import Maps, explain
+from lapbench.explain.state import seeded_generators
 from lapbench.models.predict import evaluating
 from lapbench.models.weights import randomise
 from lapbench.registry import ExplainerSpec
@@ -34,7 +37,7 @@ class Check:
 
 
 def check_explainer(
-    explainer: ExplainerSpec | Callable[..., Any],
+    explainer: ExplainerSpec | Attributor | Callable[..., Any],
     model: nn.Module,
     images: Tensor,
     target: Tensor,
@@ -46,16 +49,19 @@ def check_explainer(
 ) -> list[Check]:
     """Run every check of the explainers' contract, and raise unless all pass.
 
+    explainer: a registered one, a function, or what has ``attribute``: see `lapbench.explain.from_attribute`.
     images: at least two, (B, C, H, W); masks and ids default to made-up ones. bare: call the function itself
     rather than `explain`, so that what it leaves behind is found although `explain` would tidy up after it.
     A plain function is held to the whole contract; what is class-agnostic or a control must be registered so.
+    The network holds random weights while their influence is checked, and then its own again.
     Errors: ExplainerError that lists the checks that failed, each with what was found and wanted;
     NotApplicableError where the explainer has nothing to say of this network or these targets.
     """
     checks = run_checks(explainer, model, images, target, parameters, masks=masks, ids=ids, bare=bare)
     faults = [f"  {check.name}: {check.fault}" for check in checks if not check.passed]
     if faults:
-        name = getattr(explainer, "name", getattr(explainer, "__name__", repr(explainer)))
+        unnamed = type(explainer).__name__
+        name = getattr(explainer, "name", getattr(explainer, "__name__", unnamed))
         raise ExplainerError(
             f"explainer {name!r} breaks its contract in {len(faults)} of {len(checks)} checks\n"
             + "\n".join(faults)
@@ -64,7 +70,7 @@ def check_explainer(
 
 
 def run_checks(
-    explainer: ExplainerSpec | Callable[..., Any],
+    explainer: ExplainerSpec | Attributor | Callable[..., Any],
     model: nn.Module,
     images: Tensor,
     target: Tensor,
@@ -79,7 +85,8 @@ def run_checks(
         raise ExplainerError(f"the checks need at least two images, found {len(images)}")
     masks = images[:, 0] > images[:, 0].mean() if masks is None else masks
     ids = [f"sample-{number}" for number in range(len(images))] if ids is None else ids
-    case = Case(explainer, model, images, target, dict(parameters or {}), masks, tuple(ids), bare)
+    held = explainer if isinstance(explainer, ExplainerSpec) else as_function(explainer)
+    case = Case(held, model, images, target, dict(parameters or {}), masks, tuple(ids), bare)
     outcomes: list[Check] = []
     for name, check in CHECKS.items():
         outcomes.append(Check(name, _fault_of(check, case)))
@@ -102,7 +109,7 @@ def _fault_of(check: Callable[["Case"], str | None], case: "Case") -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """An explainer with everything it is given."""
+    """An explainer with everything it is given; state: what the global generators are seeded with."""
 
     explainer: ExplainerSpec | Callable[..., Any]
     model: nn.Module
@@ -112,6 +119,7 @@ class Case:
     masks: Tensor
     ids: tuple[str, ...]
     bare: bool
+    state: int = 0
 
     @property
     def spec(self) -> ExplainerSpec | None:
@@ -130,7 +138,8 @@ class Case:
 
         @wraps(self.function)
         def watched(*arguments: Any, **named: Any) -> Any:
-            returned.append(self.function(*arguments, **named))
+            with seeded_generators(self.state):
+                returned.append(self.function(*arguments, **named))
             return returned[-1]
 
         self.call(watched)
@@ -138,8 +147,8 @@ class Case:
 
     @property
     def maps(self) -> Tensor:
-        """The maps (B, h, w), without their graph."""
-        return self.result.detach()
+        """The maps (B, h, w), float64, without their graph; 0 where not finite, of which `_finite` speaks."""
+        return self.result.detach().double().nan_to_num(0, 0, 0)
 
     def call(self, function: Callable[..., Any]) -> None:
         """Call a function as the explainer is called."""
@@ -180,12 +189,34 @@ def _dtype(case: Case) -> str | None:
 
 
 def _finite(case: Case) -> str | None:
-    broken = int((~torch.isfinite(case.maps)).sum())
+    broken = int((~torch.isfinite(case.result)).sum())
     return f"{broken} values are not finite" if broken else None
 
 
+def _without_a_graph(case: Case) -> str | None:
+    """A graph keeps every activation of the network in memory; `explain` takes it away."""
+    held = case.bare and case.result.requires_grad
+    return "the maps require a gradient, and keep their graph alive: return them detached" if held else None
+
+
 def _repeatable(case: Case) -> str | None:
-    return _unlike(case.maps, replace(case).maps, "a second call")
+    again = replace(case, state=1).maps
+    return _unlike(case.maps, again, "a second call, with the random generators in another state,")
+
+
+def _declares_its_randomness(case: Case) -> str | None:
+    """A parameter ``seed`` decides every draw; a plain function declares nothing."""
+    if case.spec is None:
+        return None
+    field, randomness = case.spec.parameters.model_fields.get("seed"), case.spec.card.randomness
+    if (field is not None) != (randomness == "seeded"):
+        found = "no" if field is None else "a"
+        return f"its card says randomness={randomness!r}, and it has {found} parameter seed"
+    if field is None:
+        return None
+    seed = 2 if case.parameters.get("seed", field.default) == 1 else 1
+    other = replace(case, parameters={**case.parameters, "seed": seed}).maps
+    return None if _unlike(case.maps, other, "", tolerance=0) else "another seed gives the same maps"
 
 
 def _alone_as_in_a_batch(case: Case) -> str | None:
@@ -198,10 +229,20 @@ def _any_order(case: Case) -> str | None:
     return _unlike(case.maps, case.of(order).maps[order], "a call in reversed order")
 
 
+def _any_number_of_threads(case: Case) -> str | None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2 if before == 1 else 1)
+    try:
+        other = replace(case).maps
+    finally:
+        torch.set_num_threads(before)
+    return _unlike(case.maps, other, "a call with another number of threads")
+
+
 def _depends_on_target(case: Case) -> str | None:
-    if case.spec and case.spec.class_agnostic:
-        return None
     classes = _logits(case).shape[1]
+    if classes == 1 or (case.spec and case.spec.class_agnostic):
+        return None
     before = case.maps
     for step in range(1, classes):
         try:
@@ -216,9 +257,10 @@ def _depends_on_target(case: Case) -> str | None:
 def _depends_on_weights(case: Case) -> str | None:
     if case.spec and case.spec.control:
         return None
-    other = replace(case, model=randomise(case.model, seed=1).train(case.model.training))
-    if _unlike(case.maps, other.maps, "", tolerance=1e-6):
-        return None
+    before = case.maps
+    with _random_weights(case.model):
+        if _unlike(before, replace(case).maps, "", tolerance=1e-6):
+            return None
     return "the maps are the same for a network with random weights, and it is not declared a control"
 
 
@@ -252,9 +294,12 @@ CHECKS: dict[str, Callable[[Case], str | None]] = {
     "shape": _shape,
     "dtype": _dtype,
     "finite": _finite,
+    "without a graph": _without_a_graph,
     "repeatable": _repeatable,
+    "randomness as declared": _declares_its_randomness,
     "alone as in a batch": _alone_as_in_a_batch,
     "any order": _any_order,
+    "any number of threads": _any_number_of_threads,
     "depends on target": _depends_on_target,
     "depends on weights": _depends_on_weights,
     "leaves all as it was, in train mode": _leaves_all_in_train_mode,
@@ -267,7 +312,7 @@ def _unlike(one: Tensor, other: Tensor, what: str, *, tolerance: float = TOLERAN
     """Say by how much two maps differ, or None where they agree."""
     if one.shape != other.shape:
         return f"{what} gave maps of shape {tuple(other.shape)}, not {tuple(one.shape)}"
-    apart = float((one.double() - other.double()).abs().max())
+    apart = float((one - other).abs().max())
     largest = float(torch.max(one.abs().max(), other.abs().max()))
     if apart > tolerance * largest:
         return f"{what} gave maps that differ by {apart / largest:.2g} of their maximum"
@@ -282,9 +327,20 @@ def _logits(case: Case) -> Tensor:
 
 
 @contextmanager
+def _random_weights(model: nn.Module) -> Iterator[None]:
+    """Give this very network random weights for a while: an object may know no other."""
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    try:
+        model.load_state_dict(randomise(model, seed=1).state_dict())
+        yield
+    finally:
+        model.load_state_dict(own)
+
+
+@contextmanager
 def _failing(model: nn.Module, when: str) -> Iterator[None]:
     """Make the last layer with weights raise, in its forward pass or while gradients flow back through it."""
-    layer = [part for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)][-1]
+    layer = [model, *(part for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear))][-1]
 
     def fail(*_: Any) -> Any:
         raise RuntimeError("a planted failure")
@@ -318,6 +374,7 @@ def _traces(case: Case) -> Iterator[list[str]]:
 def _state(case: Case) -> dict[str, Any]:
     """Copy what must stay as it is, by the name it has in a fault."""
     modules, parameters = dict(case.model.named_modules()), dict(case.model.named_parameters())
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return {
         "the weights": {name: p.detach().clone() for name, p in parameters.items()},
         "the buffers": {name: b.detach().clone() for name, b in case.model.named_buffers()},
@@ -329,12 +386,18 @@ def _state(case: Case) -> dict[str, Any]:
         "gradients of weights": {
             name: None if p.grad is None else p.grad.clone() for name, p in parameters.items()
         },
+        "hooks of weights": {name: list(p._backward_hooks or ()) for name, p in parameters.items()},
         "the images": case.images.detach().clone(),
         "requires_grad of the images": case.images.requires_grad,
         "the gradient of the images": None if case.images.grad is None else case.images.grad.clone(),
         "the targets": case.target.clone(),
         "torch's random generator": torch.get_rng_state(),
+        "CUDA's random generators": tuple(torch.cuda.get_rng_state_all()) if started else (),
         "NumPy's random generator": np.random.get_state(),  # noqa: NPY002 - the very one that must stay
+        "Python's random generator": random.getstate(),
+        "whether gradients are enabled": torch.is_grad_enabled(),
+        "the number of threads": torch.get_num_threads(),
+        "the default dtype": torch.get_default_dtype(),
     }
 
 

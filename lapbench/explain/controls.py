@@ -4,6 +4,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,10 +12,24 @@ from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from lapbench.errors import ExplainerError
-from lapbench.registry import explainer
+from lapbench.registry import Card, explainer
+
+CARD = Card(
+    cost="none: it looks at no network",
+    limits="A control: it has no rank, and what does not beat it says nothing.",
+    computed_by="lapbench",
+)
 
 
-@explainer("random", version=1, title="Random", needs=("ids",), class_agnostic=True, control=True)
+@explainer(
+    "random",
+    version=1,
+    title="Random",
+    needs=("ids",),
+    class_agnostic=True,
+    control=True,
+    card=replace(CARD, randomness="seeded"),
+)
 def random(model: nn.Module, images: Tensor, target: Tensor, *, ids: Sequence[str], seed: int = 0) -> Tensor:
     """Uniform noise in [0, 1) at the image's size, decided by the seed and the sample's id alone.
 
@@ -25,7 +40,7 @@ def random(model: nn.Module, images: Tensor, target: Tensor, *, ids: Sequence[st
     return torch.from_numpy(np.stack(maps)).to(images.device)
 
 
-@explainer("center", version=1, title="Centre", needs=(), class_agnostic=True, control=True)
+@explainer("center", version=1, title="Centre", needs=(), class_agnostic=True, control=True, card=CARD)
 def center(model: nn.Module, images: Tensor, target: Tensor, *, deviation: PositiveFloat = 0.25) -> Tensor:
     """A Gaussian in the middle of the image; its standard deviation is a fraction of each side."""
     rows, columns = (_bell(side, deviation * side, images) for side in images.shape[-2:])
@@ -33,14 +48,29 @@ def center(model: nn.Module, images: Tensor, target: Tensor, *, deviation: Posit
 
 
 @explainer(
-    "ones", version=1, title="All-ones", needs=(), native_threshold=0.5, class_agnostic=True, control=True
+    "ones",
+    version=1,
+    title="All-ones",
+    needs=(),
+    native_threshold=0.5,
+    class_agnostic=True,
+    control=True,
+    card=CARD,
 )
 def ones(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     """Every pixel alike: the whole image is selected, and its mean IoU is the mean area of the truth."""
     return images.new_ones((len(images), *images.shape[-2:]), dtype=torch.float32)
 
 
-@explainer("oracle", version=1, title="Oracle", needs=("masks",), class_agnostic=True, control=True)
+@explainer(
+    "oracle",
+    version=1,
+    title="Oracle",
+    needs=("masks",),
+    class_agnostic=True,
+    control=True,
+    card=replace(CARD, limits="A control that is given the truth: nothing can beat it."),
+)
 def oracle(model: nn.Module, images: Tensor, target: Tensor, *, masks: Tensor) -> Tensor:
     """The truth itself: anything below an IoU of 1 is a fault of the harness, not of a map."""
     if masks.shape[-2:] != images.shape[-2:]:

@@ -23,7 +23,7 @@ def untouched(model: nn.Module, *, seed: int = 0) -> Iterator[None]:
     modules = [(module, _remember(module)) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    with _forked_generators(seed), torch.inference_mode(False), torch.enable_grad():
+    with seeded_generators(seed), torch.inference_mode(False), torch.enable_grad():
         try:
             model.eval()
             for parameter, _, _ in parameters:
@@ -71,7 +71,7 @@ def _identities(table: dict[Any, Any]) -> list[tuple[Any, int]]:
 
 
 @contextmanager
-def _forked_generators(seed: int) -> Iterator[None]:
+def seeded_generators(seed: int) -> Iterator[None]:
     """Seed every global generator inside, and put all of them back afterwards."""
     started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     cuda = list(range(torch.cuda.device_count())) if started else []

@@ -1,4 +1,5 @@
 import itertools
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +11,7 @@ from explain.networks import images, network, plugged, small_resnet
 from lapbench.errors import ExplainerError, NotApplicableError
 from lapbench.explain import check_explainer, run_checks
 from lapbench.explain.checks import CHECKS
-from lapbench.registry import ExplainerSpec, explainers
+from lapbench.registry import Card, ExplainerSpec, explainer, explainers
 
 TARGET = torch.tensor([0, 3])
 LAPS = {"lap", "lap_all", "lap_average", "lap_geometric"}
@@ -68,6 +69,23 @@ def moody(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
     return gradient(model, batch, target) + torch.from_numpy(noise)
 
 
+def drawn_once(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    """The same noise for every image, decided by whoever seeds the global generator."""
+    return gradient(model, batch, target) * torch.rand(1)
+
+
+def of_the_threads(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    return gradient(model, batch, target) / torch.get_num_threads()
+
+
+def whole_numbers(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    return (1e6 * gradient(model, batch, target)).long()
+
+
+def constant(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    return torch.zeros(len(batch), 5, 5)
+
+
 def of_the_batch(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
     maps = gradient(model, batch, target)
     return maps / maps.abs().max()
@@ -106,9 +124,14 @@ CAUGHT: list[tuple[Callable[..., object], str, str]] = [
     (not_a_tensor, "shape", "must return a tensor or Maps, found ndarray"),
     (double, "dtype", "wanted float32, found float64"),
     (infinite, "finite", "values are not finite"),
-    (moody, "repeatable", "a second call gave maps that differ by"),
+    (moody, "repeatable", "a second call, with the .* in another state, gave maps that differ by"),
+    (drawn_once, "repeatable", "a second call, with the .* in another state, gave maps that differ by"),
+    (whole_numbers, "shape", "must return floating-point maps, found torch.int64"),
     (of_the_batch, "alone as in a batch", "calls with one image each gave maps that differ by"),
     (of_the_order, "any order", "a call in reversed order gave maps that differ by"),
+    (of_the_threads, "any number of threads", "a call with another number of threads gave maps that differ"),
+    (constant, "depends on target", "the maps are the same for every target"),
+    (constant, "depends on weights", "the maps are the same for a network with random weights"),
     (of_no_class, "depends on target", "the maps are the same for every target"),
     (of_no_weights, "depends on weights", "the maps are the same for a network with random weights"),
     (training, "leaves all as it was", "the weights changed"),
@@ -121,11 +144,84 @@ def test_right_functions_pass() -> None:
     check_explainer(probability, small_resnet(), images(2, 24), TARGET)
 
 
-@pytest.mark.parametrize(("broken", "check", "fault"), CAUGHT, ids=[row[0].__name__ for row in CAUGHT])
+@pytest.mark.parametrize(
+    ("broken", "check", "fault"), CAUGHT, ids=[f"{row[0].__name__}-{row[1]}" for row in CAUGHT]
+)
 def test_every_check_catches_its_fault(broken: Callable[..., object], check: str, fault: str) -> None:
     with pytest.raises(ExplainerError, match="breaks its contract") as caught:
         check_explainer(broken, small_resnet(), images(2, 24), TARGET)
     assert caught.match(rf"\n  {check}: .*{fault}")
+
+
+def test_values_that_are_not_finite_are_one_fault_and_no_other() -> None:
+    found = {c.name: c.fault for c in run_checks(infinite, small_resnet(), images(2, 24), TARGET)}
+    assert {name for name, fault in found.items() if fault} == {"finite"}
+
+
+def test_the_number_of_threads_and_the_weights_are_put_back_after_an_exception() -> None:
+    threads, seen = torch.get_num_threads(), set()
+
+    def unsteady(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+        seen.add(torch.get_num_threads())
+        if torch.get_num_threads() != threads or not torch.equal(model.fc.weight, weight):
+            raise ArithmeticError("not as usual")
+        return gradient(model, batch, target)
+
+    model = small_resnet()
+    weight = model.fc.weight.detach().clone()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = {c.name: c.fault for c in run_checks(unsteady, model, images(2, 24), TARGET) if c.fault}
+
+    assert found.keys() == {"any number of threads", "depends on weights"}
+    assert all("ArithmeticError: not as usual" in fault for fault in found.values())
+    assert len(seen) == 2 and torch.get_num_threads() == threads
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def seeded(model: nn.Module, batch: Tensor, target: Tensor, *, seed: int = 0) -> Tensor:
+    noise = torch.rand(1, generator=torch.Generator().manual_seed(seed))
+    return gradient(model, batch, target) * (1 + noise)
+
+
+def ignoring(model: nn.Module, batch: Tensor, target: Tensor, *, seed: int = 0) -> Tensor:
+    return gradient(model, batch, target)
+
+
+@pytest.mark.parametrize(
+    ("function", "randomness", "fault"),
+    [
+        (seeded, "seeded", ""),
+        (seeded, "none", "its card says randomness='none', and it has a parameter seed"),
+        (gradient, "none", ""),
+        (gradient, "seeded", "its card says randomness='seeded', and it has no parameter seed"),
+        (ignoring, "seeded", "another seed gives the same maps"),
+    ],
+)
+@pytest.mark.parametrize("parameters", [{}, {"seed": 1}])
+def test_draws_are_declared(registered, function, randomness, fault, parameters) -> None:
+    explainer("drawing", version=1, title="Drawing", card=Card(randomness=randomness))(function)
+    if function is gradient:
+        parameters = {}
+    case = explainers.get("drawing"), small_resnet(), images(2, 24), TARGET, parameters
+    assert {c.name: c.fault for c in run_checks(*case)}["randomness as declared"] == fault
+
+
+def test_a_network_of_one_class_and_one_without_layers_can_be_checked() -> None:
+    def gradient_of_one(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+        return gradient(model, batch, target) * model.fc.weight.sum()
+
+    none = torch.zeros(2, dtype=torch.int64)
+    check_explainer(gradient_of_one, small_resnet(classes=1), images(2, 24), none)
+
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor([[0.5, 2.0], [1.0, 3.0]]))
+
+        def forward(self, batch: Tensor) -> Tensor:
+            return batch.square().mean((2, 3))[:, :2] @ self.scale
+
+    check_explainer(gradient, Scale(), images(2, 24), none)
 
 
 def test_declared_exceptions_are_respected() -> None:
@@ -194,6 +290,23 @@ def drawing_from_numpy(model: nn.Module, batch: Tensor, target: Tensor) -> Tenso
     return gradient(model, batch, target) + 0 * np.random.rand()  # noqa: NPY002 - that is the fault
 
 
+def drawing_from_python(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    return gradient(model, batch, target) + 0 * random.random()
+
+
+def holding_on(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    batch = batch.clone().requires_grad_()
+    return (torch.autograd.grad(model(batch)[torch.arange(len(batch)), target].sum(), batch)[0] * batch).sum(
+        1
+    )
+
+
+def hooking_weights(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
+    if model.fc.weight.requires_grad:
+        model.fc.weight.register_hook(lambda *_: None)
+    return gradient(model, batch, target)
+
+
 def untidy_after_failure(model: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
     handle = model.layer1.register_forward_hook(lambda *_: None)
     maps = gradient(model, batch, target)
@@ -213,6 +326,9 @@ BARE: list[tuple[Callable[..., Tensor], str]] = [
     (retargeting, "leaves all as it was: the targets changed"),
     (drawing, "leaves all as it was: torch's random generator changed"),
     (drawing_from_numpy, "leaves all as it was: NumPy's random generator changed"),
+    (drawing_from_python, "leaves all as it was: Python's random generator changed"),
+    (hooking_weights, "leaves all as it was: hooks of weights changed"),
+    (holding_on, "without a graph: the maps require a gradient, and keep their graph alive"),
     (untidy_after_failure, r"after an exception: hooks changed \(the network failed in its forward pass\)"),
     (gradient, "in train mode: the buffers changed"),
 ]
