@@ -10,6 +10,7 @@ LapbenchError
 │   └── NotApplicableError the explainer has no meaning for this network or target
 ├── StoreError             the cache cannot be read or written
 ├── ScoreError             scores cannot be computed from these maps and masks
+├── MissingLibraryError    an optional library is not installed
 └── ResultError            a result file is missing, foreign or contradictory
 
 Every message says where, what was found, what was wanted and what to do.
@@ -60,6 +61,10 @@ class StoreError(LapbenchError):
 
 class ScoreError(LapbenchError):
     """Scores cannot be computed from these maps and masks."""
+
+
+class MissingLibraryError(LapbenchError):
+    """An optional library cannot be imported; the message names what brings it."""
 
 
 class ResultError(LapbenchError):
