@@ -1,4 +1,7 @@
-"""Explainers that average gradients over many points: along a line, or in a cloud around the image."""
+"""Explainers that average gradients over many points: along a line, or in a cloud around the image.
+
+At such points the batch's one forward pass is of no use: these run the network itself, traceable or not.
+"""
 
 from typing import Annotated, Literal
 
@@ -21,11 +24,11 @@ AT_ONCE = 32
     title="Integrated Gradients",
     paper="Sundararajan et al., ICML 2017, Eq. 1 and 3",
     signed=True,
-    reach="image",
     card=Card(
         cost="`steps` (50) forwards and backwards to the image, 2 forwards",
         limits="pixels of the baseline's own colour, which get 0; too few steps show in completeness_error",
-        computed_by="Captum's IntegratedGradients, on the network itself",
+        computed_by="Captum's IntegratedGradients, on the network itself; its riemann_trapezoid is left out: "
+        "its weights add up to 1 − 1/steps",
     ),
 )
 def integrated_gradients(
@@ -34,10 +37,8 @@ def integrated_gradients(
     target: Tensor,
     *,
     baseline: Colour = 0.0,
-    steps: PositiveInt = 50,
-    method: Literal[
-        "gausslegendre", "riemann_left", "riemann_middle", "riemann_right", "riemann_trapezoid"
-    ] = "gausslegendre",
+    steps: Annotated[int, Field(ge=2)] = 50,
+    method: Literal["gausslegendre", "riemann_left", "riemann_middle", "riemann_right"] = "gausslegendre",
     reduce: Reduction = "sum",
 ) -> Maps:
     """The difference to a flat image times the mean gradient of the target's logit on the way from there.
@@ -65,7 +66,6 @@ def integrated_gradients(
     title="SmoothGrad",
     paper="Smilkov et al., ICML workshop 2017, Section 3",
     signed=True,
-    reach="image",
     card=Card(
         cost="`samples` (25) forwards and backwards to the image",
         randomness="seeded",

@@ -60,3 +60,30 @@ def plugged(model: nn.Module, **settings: object) -> nn.Module:
     torch.manual_seed(5)
     classes = [f"c{number}" for number in range(4)]
     return plug(model, spec.model_copy(update=settings), classes=classes).eval()
+
+
+class Untraceable(nn.Module):
+    """A network as users write them: what it does depends on what it sees, so torch.fx cannot trace it."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Tanh(), nn.MaxPool2d(3, 2))
+        self.head = nn.Linear(6, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x) if float(x.sum()) > 1e9 else self.body(x) * 2
+        return 3 * self.head((x + x**2).mean((2, 3)))
+
+
+class Counter(nn.Module):
+    """Notes how many inputs a network is given in each forward pass."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.given: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.given.append(len(x))
+        return self.network(x)
