@@ -9,9 +9,10 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from lapbench.errors import ExplainerError, NotApplicableError, UnknownNameError
-from lapbench.models.lap import LapRecord, record_laps
+from lapbench.explain.passes import passes_of
+from lapbench.models.lap import LapRecord
 from lapbench.models.plug import lap_heads, lap_names
-from lapbench.registry import explainer
+from lapbench.registry import Card, explainer
 
 PAPER = "Modegh, Salimi, Rabiee, arXiv 2201.11808"
 
@@ -20,8 +21,16 @@ Concept: TypeAlias = str | int | None
 Decay: TypeAlias = Annotated[float, Field(gt=0, lt=1)]
 """α of Algorithm 1: a map l counts α^(L − l) against those deeper."""
 
+CARD = Card(
+    cost="1 forward pass, which all LAP maps of a batch share",
+    limits="Networks with LAP layers only, and classes that a concept head stands for.",
+    computed_by="lapbench: the network itself computes these probabilities while it decides",
+)
 
-@explainer("lap", version=1, title="LAP", paper=PAPER, needs=("model", "lap"), native_threshold=0.5)
+
+@explainer(
+    "lap", version=1, title="LAP", paper=PAPER, needs=("model", "lap"), native_threshold=0.5, card=CARD
+)
 def lap(
     model: nn.Module,
     images: Tensor,
@@ -42,7 +51,15 @@ def lap(
     return maps[number - 1][0]
 
 
-@explainer("lap_all", version=1, title="LAP All", paper=PAPER, needs=("model", "lap"), native_threshold=0.5)
+@explainer(
+    "lap_all",
+    version=1,
+    title="LAP All",
+    paper=f"{PAPER}, Algorithm 1",
+    needs=("model", "lap"),
+    native_threshold=0.5,
+    card=CARD,
+)
 def lap_all(
     model: nn.Module,
     images: Tensor,
@@ -83,6 +100,7 @@ def lap_all(
     paper="lapbench's own",
     needs=("model", "lap"),
     native_threshold=0.5,
+    card=CARD,
 )
 def lap_average(
     model: nn.Module, images: Tensor, target: Tensor, *, decay: Decay = 0.8, concept: Concept = None
@@ -99,7 +117,14 @@ def lap_average(
     return _fold(_concept_maps(model, images, target, concept), decay, refine)
 
 
-@explainer("lap_geometric", version=1, title="LAP geometric", paper="lapbench's own", needs=("model", "lap"))
+@explainer(
+    "lap_geometric",
+    version=1,
+    title="LAP geometric",
+    paper="lapbench's own",
+    needs=("model", "lap"),
+    card=CARD,
+)
 def lap_geometric(model: nn.Module, images: Tensor, target: Tensor, *, concept: Concept = None) -> Tensor:
     """All LAP layers joined by their geometric mean, exp(mean_l log p_l).
 
@@ -116,9 +141,7 @@ def _concept_maps(
 ) -> list[tuple[Tensor, LapRecord]]:
     """Return each LAP's map P (B, H, W) of the head that is asked for, shallow to deep, with its record."""
     heads = _heads(model, target, concept)
-    with torch.no_grad(), record_laps(model) as records:
-        model(images)
-        kept = list(records)
+    kept = passes_of(model, images, target).laps
     rows = torch.arange(len(images), device=images.device)
     return [(torch.sigmoid(record.logits[rows, heads].float()), record) for record in kept]
 

@@ -33,6 +33,20 @@ class Canonical:
     module: fx.GraphModule
     outputs: dict[str, fx.Node]
 
+    @property
+    def images(self) -> fx.Node:
+        """The node of the network's input."""
+        nodes: list[fx.Node] = list(self.module.graph.nodes)
+        return next(node for node in nodes if node.op == "placeholder")
+
+    @property
+    def logits(self) -> fx.Node:
+        """The node of the logits (B, N). Errors: NotApplicableError where the network returns more."""
+        result = next(node for node in reversed(self.module.graph.nodes) if node.op == "output").args[0]
+        if not isinstance(result, fx.Node):
+            raise NotApplicableError(f"the network must return logits (B, N) alone, it returns {result}")
+        return result
+
     def output_of(self, name: str) -> fx.Node:
         """Return the node of a module's output. Errors: ExplainerError with the nearest right name."""
         if name not in self.outputs:

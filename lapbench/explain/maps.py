@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lapbench.errors import ExplainerError, LapbenchError
+from lapbench.explain.foreign import Attributor, as_function
+from lapbench.explain.passes import Passes, Prepared, sharing
 from lapbench.explain.state import untouched
-from lapbench.registry import ExplainerSpec
+from lapbench.registry import ExplainerSpec, Reach
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Maps:
 
 
 def explain(
-    explainer: ExplainerSpec | Callable[..., Any],
+    explainer: ExplainerSpec | Attributor | Callable[..., Any],
     model: nn.Module,
     images: Tensor,
     target: Tensor,
@@ -33,28 +35,71 @@ def explain(
     *,
     masks: Tensor | None = None,
     ids: Sequence[str] | None = None,
+    passes: Passes | None = None,
 ) -> Maps:
     """Draw the maps of a batch, and leave model, images and random generators as they were.
 
-    images: (B, C, H, W), normalised as the network wants them, on its device. target: (B,) int64, the class
-    that is explained in each image. masks: (B, H, W) bool, the truth, for explainers that need it (the oracle
-    control); ids: the samples' ids, for seeded controls. Returns float32 maps (B, h, w) without a graph.
+    explainer: a registered one, a function, or what has ``attribute``: see `from_attribute`. images:
+    (B, C, H, W), normalised as the network wants them, on its device. target: (B,) int64, the class that is
+    explained in each image. masks: (B, H, W) bool, the truth, for explainers that need it (the oracle
+    control); ids: the samples' ids, for seeded controls. passes: what other explainers have asked of this
+    batch already. Returns float32 maps (B, h, w) without a graph.
     Errors: ExplainerError when the explainer fails or returns anything else; NotApplicableError when it has
     no meaning for this network or target.
     """
     spec = explainer if isinstance(explainer, ExplainerSpec) else None
-    function: Callable[..., Any] = explainer.function if isinstance(explainer, ExplainerSpec) else explainer
-    name = spec.name if spec else getattr(explainer, "__name__", repr(explainer))
+    function = explainer.function if isinstance(explainer, ExplainerSpec) else as_function(explainer)
+    name = spec.name if spec else getattr(function, "__name__", repr(function))
     arguments = _arguments(spec, parameters, images, target, masks, ids)
-    with untouched(model):
+    images, target = images.detach().clone(), target.clone()
+    with untouched(model), sharing(model, images, target, passes):
         try:
-            result = function(model, images.detach().clone(), target.clone(), **arguments)
+            result = function(model, images, target, **arguments)
         except (LapbenchError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             raise ExplainerError(f"explainer {name!r} failed: {type(error).__name__}: {error}") from error
     maps = result if isinstance(result, Maps) else Maps(result)
     return _checked(name, maps, len(images))
+
+
+@dataclass(frozen=True)
+class Request:
+    """An explainer to be asked, with its parameters."""
+
+    explainer: ExplainerSpec | Callable[..., Any]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+def explain_together(
+    requests: Sequence[Request],
+    network: Prepared,
+    images: Tensor,
+    target: Tensor,
+    *,
+    masks: Tensor | None = None,
+    ids: Sequence[str] | None = None,
+) -> list[Maps | LapbenchError]:
+    """Draw the maps of a batch by several explainers, with every pass that they share made once.
+
+    Arguments as for `explain`. Returns what each would return or raise there; running out of the device's
+    memory is raised.
+    """
+    reaches = [r.explainer.reach if isinstance(r.explainer, ExplainerSpec) else "output" for r in requests]
+    reach: Reach = max(reaches, key=("output", "layer", "image").index, default="output")
+    passes = Passes(network, images.detach(), target, reach)
+    results: list[Maps | LapbenchError] = []
+    for request in requests:
+        try:
+            maps = explain(
+                request.explainer, network.model, images, target, request.parameters,
+                masks=masks, ids=ids, passes=passes,
+            )  # fmt: skip
+        except LapbenchError as error:
+            results.append(error)
+        else:
+            results.append(maps)
+    return results
 
 
 def _arguments(

@@ -7,21 +7,28 @@ each kind of operation.
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from lapbench.errors import NotApplicableError
-from lapbench.explain.canonical import canonical, isolated
-from lapbench.explain.layers import layer_of
+from lapbench.explain.canonical import isolated
+from lapbench.explain.passes import passes_of
+from lapbench.explain.tape import Operation, Rule
 from lapbench.models.lap import LAP, AdaptiveLAP2d, LAP2d
 from lapbench.registry import explainer
 
 
-@explainer("relevance_cam", version=1, title="Relevance-CAM", paper="Lee et al., CVPR 2021", signed=True)
+@explainer(
+    "relevance_cam",
+    version=2,
+    title="Relevance-CAM",
+    paper="Lee et al., CVPR 2021",
+    signed=True,
+    reach="layer",
+)
 def relevance_cam(
     model: nn.Module,
     images: Tensor,
@@ -37,13 +44,9 @@ def relevance_cam(
     weights as constants; its scoring receives none. Returns the map at the layer's own resolution.
     Errors: NotApplicableError that names an operation without a rule between layer and logits.
     """
-    network = canonical(model)
-    node = network.output_of(layer_of(model, layer, images))
-    values = _Recording(network.module, node).record(images)
-    activation, logits = values[node], values[_logits(network.module.graph)]
-    if not isinstance(activation, Tensor) or activation.ndim != 4:
-        raise NotApplicableError(f"layer {layer!r} puts out no feature map (B, C, h, w)")
-    relevance = _walk_back(network.module, node, values, _contrast(logits, target, start))
+    passes = passes_of(model, images, target)
+    activation = passes.activation(layer)
+    relevance = passes.relevance(_contrast(passes.logits, target, start), relevance_rule, layer)
     return (relevance.mean((2, 3), keepdim=True) * activation).sum(1)
 
 
@@ -56,120 +59,11 @@ def _contrast(logits: Tensor, target: Tensor, start: Literal["constant", "logit"
     return torch.where(chosen, logits, -logits / max(classes - 1, 1))
 
 
-class _Recording(fx.Interpreter):
-    """Runs a graph and keeps the values relevance will need: those from one node on, and their inputs."""
-
-    def __init__(self, module: fx.GraphModule, start: fx.Node) -> None:
-        super().__init__(module)
-        concerned = _after(start)
-        self.needed = concerned | {source for node in concerned for source in node.all_input_nodes}
-        self.values: dict[fx.Node, Any] = {}
-
-    def record(self, images: Tensor) -> dict[fx.Node, Any]:
-        with torch.no_grad():
-            self.run(images)
-        return self.values
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n in self.needed:
-            self.values[n] = value
-        return value
-
-
-def _after(start: fx.Node) -> set[fx.Node]:
-    """Return a node and all nodes that depend on it."""
-    found, waiting = {start}, [start]
-    while waiting:
-        for user in waiting.pop().users:
-            if user not in found:
-                found.add(user)
-                waiting.append(user)
-    return found
-
-
-def _logits(graph: fx.Graph) -> fx.Node:
-    """Return the node of the logits (B, N). Errors: NotApplicableError for any other output."""
-    result = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
-    if not isinstance(result, fx.Node):
-        raise NotApplicableError(f"the network must return logits (B, N) alone, it returns {result}")
-    return result
-
-
-def _walk_back(
-    network: fx.GraphModule, start: fx.Node, values: dict[fx.Node, Any], relevance: Tensor
-) -> Tensor:
-    """Return the relevance of a node's output, given that of the logits.
-
-    An output that several operations take receives the sum of what they send back. What reaches values that
-    do not depend on ``start``, such as a skip connection around it, is dropped.
-    """
-    concerned = _after(start)
-    received: dict[fx.Node, Any] = {_logits(network.graph): relevance}
-    for node in reversed(network.graph.nodes):
-        if node is start:
-            break
-        if node not in received:
-            continue
-        operation = Operation.of(network, node, values)
-        parts = _rule_for(operation)(operation, received.pop(node))
-        for source, part in zip(operation.sources, parts, strict=True):
-            if source in concerned and part is not None:
-                received[source] = _plus(received.get(source), part)
-    if start not in received:
-        raise NotApplicableError(f"no relevance reaches {start.name!r}: the logits do not depend on it")
-    return cast(Tensor, received[start])
-
-
-def _plus(one: Any, other: Any) -> Any:
-    """Add relevances; those of a value that is a tuple of tensors are tuples."""
-    if one is None:
-        return other
-    return tuple(map(_plus, one, other)) if isinstance(other, tuple) else one + other
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One node of the graph with the values it had.
-
-    name: what it calls, for errors. kind: the module's class, the function, or the method's name. sources,
-    inputs: the nodes whose tensors flow into it, in order and with repetition, and their values; weights are
-    not among them. args, kwargs: all arguments, as values.
-    """
-
-    name: str
-    kind: Any
-    module: Any
-    sources: tuple[fx.Node, ...]
-    inputs: tuple[Any, ...]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @classmethod
-    def of(cls, network: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> "Operation":
-        """Look an operation up in the graph that was run."""
-        found: list[fx.Node] = []
-        fx.node.map_arg((node.args, node.kwargs), lambda source: found.append(source))
-        sources = tuple(n for n in found if n.op != "get_attr" and _holds_tensors(values[n]))
-        module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
-        kind = node.target if module is None else type(module)
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-        name = kind if isinstance(kind, str) else getattr(kind, "__name__", repr(kind))
-        return cls(name, kind, module, sources, tuple(values[n] for n in sources), tuple(args), dict(kwargs))
-
-
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, Tensor) or (
-        isinstance(value, tuple | list) and bool(value) and isinstance(value[0], Tensor)
-    )
-
-
 Parts: TypeAlias = tuple[Any, ...]
-Rule: TypeAlias = Callable[[Operation, Any], Parts]
-"""(operation, relevance of its output) → relevance of each of its inputs, None where there is none."""
 
 
-def _rule_for(operation: Operation) -> Rule:
+def relevance_rule(operation: Operation) -> Rule:
+    """The rule for an operation. Errors: NotApplicableError that names one without."""
     if operation.kind not in _RULES:
         raise NotApplicableError(
             f"Relevance-CAM has no rule for {operation.name!r}, which lies between the layer and the logits: "

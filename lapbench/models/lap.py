@@ -180,7 +180,7 @@ class LAP(nn.Module):
                 f"LAP needs at least one pixel, found a map of {values.shape[2]}×{values.shape[3]}"
             )
         window = self.window(values.shape[2], values.shape[3])
-        return _normalise(_under_windows(values, window), _validity(values, window), self.alpha, self.eps)
+        return _normalise(under_windows(values, window), validity(values, window), self.alpha, self.eps)
 
     def pool(self, x: Tensor, weights: Tensor) -> Tensor:
         """Pool x (B, C, H, W) by given window weights (B, n, H', W') → (B, C, H', W'), in x's own dtype."""
@@ -320,7 +320,7 @@ def _normalise(values: Tensor, valid: Tensor, alpha: Tensor, eps: float) -> Tens
     return weights / weights.sum(1, keepdim=True)
 
 
-def _under_windows(values: Tensor, window: Window) -> Tensor:
+def under_windows(values: Tensor, window: Window) -> Tensor:
     """(B, 1, H, W) → (B, n, H', W'): the n values under each window, 0 beyond the border."""
     height, width = values.shape[2:]
     top, left = window.padding
@@ -334,9 +334,9 @@ def _under_windows(values: Tensor, window: Window) -> Tensor:
     return under.reshape(len(values), m * n, rows, columns)
 
 
-def _validity(values: Tensor, window: Window) -> Tensor:
+def validity(values: Tensor, window: Window) -> Tensor:
     """(1, n, H', W'): 1 where a window's pixel lies on the map, 0 beyond the border."""
-    return _under_windows(values.new_ones(1, 1, *values.shape[2:]), window)
+    return under_windows(values.new_ones(1, 1, *values.shape[2:]), window)
 
 
 def _as_map(weights: Tensor, window: Window, height: int, width: int) -> Tensor:

@@ -2,102 +2,147 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lapbench.explain.differences import DifferenceLap, _LogWeight, _Maximum, _Product, _Softmax
+from lapbench.explain import explain
+from lapbench.explain.lap_differences import _log, _log_weight, _softmax
+from lapbench.explain.multipliers import given_to_winners, rescaled
 from lapbench.models.lap import LAP, AdaptiveLAP2d, ConceptScoring, LAP2d
+from lapbench.registry import explainers
 
 
-def halves(*shape: int, seed: int = 0, low: float = 0.0, high: float = 1.0) -> Tensor:
+def values(*shape: int, seed: int = 0, low: float = 0.0, high: float = 1.0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(shape, generator=generator, dtype=torch.float64) * (high - low) + low
-    return x.requires_grad_()
+    return torch.rand(shape, generator=generator, dtype=torch.float64) * (high - low) + low
 
 
-def change(x: Tensor) -> Tensor:
-    image, reference = x.detach().chunk(2)
-    return image - reference
+def error(model: nn.Module, batch: Tensor, baseline: float = 0.4) -> float:
+    """By how much DeepLIFT's contributions miss the difference that they explain."""
+    target = torch.zeros(len(batch), dtype=torch.int64)
+    found = explain(explainers.get("deeplift"), model.double(), batch, target, {"baseline": baseline})
+    return float(found.diagnostics["completeness_error"].max())
 
 
-def explained(y: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return Σ Δy, weighted at random, and what the multipliers of the inputs make of it."""
-    weight = torch.randn(
-        y.shape[0] // 2, *y.shape[1:], generator=torch.Generator().manual_seed(9), dtype=y.dtype
-    )
-    gradients = torch.autograd.grad(y, inputs, torch.cat([weight, weight]))
-    parts = [(g.chunk(2)[0] * change(x)).sum() for g, x in zip(gradients, inputs, strict=True)]
-    return (weight * change(y)).sum(), torch.stack(parts).sum()
+class On(nn.Module):
+    """A function between two linear layers, so that its inputs' multipliers differ."""
+
+    def __init__(self, function: object, batch: Tensor) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.into, self.function = nn.Conv2d(3, 6, 1), function
+        with torch.no_grad():
+            self.out = nn.Linear(self.function(self.into(batch.float())).flatten(1).shape[1], 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.function(self.into(x)).flatten(1))
 
 
-def test_multipliers_of_a_product_are_exact() -> None:
-    a, x = halves(6, 1, 4, 5), halves(6, 3, 4, 5, seed=1, low=-2, high=2)
-    torch.testing.assert_close(*explained(_Product.apply(a, x), a, x))
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * x.sigmoid(),
+        lambda x: x.mean((2, 3), keepdim=True).sigmoid() * x,
+        lambda x: torch.mul(x.tanh(), x.mean(1, keepdim=True)),
+        lambda x: torch.nn.functional.max_pool2d(x, 3, 1, 1),
+        lambda x: torch.nn.functional.layer_norm(x.permute(0, 2, 3, 1), (6,)).permute(0, 3, 1, 2),
+        lambda x: torch.nn.functional.layer_norm(
+            x, normalized_shape=(6, 5, 4), weight=torch.linspace(-1, 2, 120).view(6, 5, 4).to(x.dtype)
+        ),
+        lambda x: 3 * x - x.transpose(2, 3).reshape(x.shape) / 2,
+        lambda x: torch.cat(x.chunk(2, 1)[::-1], 1).relu(),
+        lambda x: (
+            torch.nn.functional.hardswish(x) + torch.nn.functional.silu(x) + torch.nn.functional.gelu(x)
+        ),
+    ],
+    ids=[
+        "x·σ(x)",
+        "gate",
+        "product",
+        "overlap",
+        "norm of channels",
+        "norm of all",
+        "linear",
+        "pieces",
+        "smooth",
+    ],
+)
+def test_contributions_through_every_kind_of_operation_add_up(function: object) -> None:
+    batch = values(3, 3, 5, 4, low=-2, high=2)
+    assert error(On(function, batch), batch) < 1e-10
 
 
-@pytest.mark.parametrize("dim", [1, 2])
-def test_multipliers_of_a_maximum_are_exact_and_go_to_the_winners(dim: int) -> None:
-    x = halves(6, 3, 4, 5)
-    torch.testing.assert_close(*explained(_Maximum.apply(x, dim), x))
+def test_an_operation_without_a_rule_shows_in_the_diagnostic() -> None:
+    batch = values(3, 3, 5, 4, low=-2, high=2)
+    assert error(On(torch.exp, batch), batch) > 1e-3
 
 
-def test_multipliers_of_the_maximum_of_two_numbers_by_hand() -> None:
-    x = torch.tensor(
-        [[3.0, 1.0], [0.0, 2.0]], requires_grad=True
-    )  # image (3, 1), reference (0, 2): 3 − 2 = 1
-    (gradient,) = torch.autograd.grad(_Maximum.apply(x, 1).sum(), x)
-    torch.testing.assert_close(gradient[0], torch.tensor([1 / 3, 0.0]))
-
-
-@pytest.mark.parametrize("high", [1.0, 1e-5])
-def test_multipliers_of_the_window_weight_are_exact(high: float) -> None:
-    v, m = halves(6, 1, 4, 5, high=high), halves(6, 1, 4, 5, seed=1, low=high, high=2 * high)
-    alpha = torch.tensor(1.7, dtype=torch.float64)
-    torch.testing.assert_close(*explained(_LogWeight.apply(v, m, alpha, 1e-6), v, m))
-
-
-def test_multipliers_of_the_window_weight_become_derivatives_where_nothing_changes() -> None:
-    v, m = halves(3, 1, 4, 5), halves(3, 1, 4, 5, seed=1, low=1, high=2)
-    alpha = torch.tensor(1.7, dtype=torch.float64)
-    twice = [torch.cat([x, x]).detach().requires_grad_() for x in (v, m)]
-    secant = torch.autograd.grad(_LogWeight.apply(*twice, alpha, 1e-6).sum(), twice)
-    plain = torch.autograd.grad(torch.log(v * torch.exp(-(alpha**2) * (m - v) ** 2) + 1e-6).sum(), (v, m))
-    for s, p in zip(secant, plain, strict=True):
-        torch.testing.assert_close(s.chunk(2)[0], p)
-
-
-@pytest.mark.parametrize("spread", [1e-6, 1.0, 25.0])
-def test_multipliers_of_softmax_are_exact_and_bounded(spread: float) -> None:
-    x = halves(6, 1, 4, 5, low=-spread, high=spread)
-    torch.testing.assert_close(*explained(_Softmax.apply(x, 2), x))
-    for one in torch.eye(4, dtype=torch.float64):
-        (gradient,) = torch.autograd.grad(_Softmax.apply(x, 2), x, one[:, None].expand(6, 1, 4, 5))
-        assert gradient.abs().max() <= 1
-
-
-def test_softmax_without_a_difference_has_its_plain_gradient() -> None:
-    x = halves(3, 1, 4, 5)
-    twice = torch.cat([x, x]).detach().requires_grad_()
-    weight = torch.rand(3, 1, 4, 5, dtype=torch.float64)
-    (secant,) = torch.autograd.grad(_Softmax.apply(twice, 2), twice, torch.cat([weight, weight]))
-    (plain,) = torch.autograd.grad(x.softmax(2), x, weight)
-    torch.testing.assert_close(secant.chunk(2)[0], plain)
-
-
-def laps() -> list[LAP]:
+def laps() -> dict[str, LAP]:
     def scoring(**settings: object) -> ConceptScoring:
         return ConceptScoring(6, init="default", **settings)  # type: ignore[arg-type]
 
     torch.manual_seed(0)
-    return [
-        LAP2d(scoring(), 2),
-        LAP2d(scoring(heads=3, aggregation="sum"), 3, 2),
-        LAP2d(scoring(heads=3, aggregation="max", hidden=None), 3, 2, padding=1),
-        LAP2d(scoring(heads=4, aggregation="trainable", hidden=None), 2, alpha_init=5.0),
-        LAP2d(scoring(heads=4, aggregation="trainable", positive="softplus"), 2, ceil_mode=False),
-        AdaptiveLAP2d(scoring()),
-    ]
+    return {
+        "tiles": LAP2d(scoring(), 2),
+        "overlap": LAP2d(scoring(heads=3, aggregation="sum"), 3, 2),
+        "max": LAP2d(scoring(heads=3, aggregation="max", hidden=None), 3, 2, padding=1),
+        "trainable": LAP2d(scoring(heads=4, aggregation="trainable", hidden=None), 2, alpha_init=5.0),
+        "softplus": LAP2d(scoring(heads=4, aggregation="trainable", positive="softplus"), 2, ceil_mode=False),
+        "adaptive": AdaptiveLAP2d(scoring()),
+    }
 
 
-@pytest.mark.parametrize("lap", laps(), ids=["tiles", "overlap", "max", "trainable", "softplus", "adaptive"])
-def test_forward_is_that_of_lap(lap: nn.Module) -> None:
-    x, other = torch.randn(4, 6, 9, 7), torch.randn(4, 6, 9, 7)
-    torch.testing.assert_close(DifferenceLap(lap)(x), lap(x))
-    torch.testing.assert_close(DifferenceLap(lap)(x, other), lap(x, other))
+@pytest.mark.parametrize("kind", laps())
+def test_contributions_through_lap_add_up(kind: str) -> None:
+    batch = values(3, 3, 9, 7, low=-2, high=2)
+    assert error(On(laps()[kind], batch), batch) < 1e-10
+
+
+def test_multipliers_of_the_maximum_of_two_numbers_by_hand() -> None:
+    """Image (3, 1), reference (0, 2): of 3 − 2 = 1 the image's winner gets all, the reference's nothing."""
+    x, x_ = torch.tensor([[3.0, 1.0]]), torch.tensor([[0.0, 2.0]])
+    (y, winner), (y_, winner_) = x.max(1, keepdim=True), x_.max(1, keepdim=True)
+    found = given_to_winners(torch.ones(1, 1), x, x_, y, y_, winner, winner_, 1)
+    torch.testing.assert_close(found, torch.tensor([[1 / 3, 0.0]]))
+
+
+def test_the_rescale_rule_becomes_the_derivative_where_nothing_changes() -> None:
+    x = torch.tensor([1.0, 2.0, 3.0])
+    x_ = torch.tensor([1.0, 0.0, 3.0])
+    found = rescaled(torch.ones(3), x, x_, x**2, x_**2, lambda: 2 * x)
+    torch.testing.assert_close(found, torch.tensor([2.0, 2.0, 6.0]))
+
+
+@pytest.mark.parametrize("high", [1.0, 1e-5])
+def test_multipliers_of_the_window_weight_are_exact(high: float) -> None:
+    lap = LAP2d(ConceptScoring(6), alpha_init=1.7).double()
+    v, v_ = (values(3, 4, 5, 1, seed=seed, high=high) for seed in (0, 1))
+    m, m_ = (values(3, 1, 5, 1, seed=seed, low=high, high=2 * high) for seed in (2, 3))
+    received = values(3, 4, 5, 1, seed=4, low=-1)
+    with torch.no_grad():
+        to_v, to_m = _log_weight(received, lap, v, v_, m, m_)
+        change = received * (_log(lap, v, m) - _log(lap, v_, m_))
+    torch.testing.assert_close(to_v * (v - v_) + to_m * (m - m_), change)
+
+
+def test_multipliers_of_the_window_weight_become_derivatives_where_nothing_changes() -> None:
+    lap = LAP2d(ConceptScoring(6), alpha_init=1.7).double()
+    v, m = values(3, 4, 5, 1).requires_grad_(), values(3, 4, 5, 1, seed=1, low=1, high=2).requires_grad_()
+    plain = torch.autograd.grad(_log(lap, v, m).sum(), (v, m))
+    with torch.no_grad():
+        found = _log_weight(torch.ones_like(v), lap, v, v, m, m)
+    for secant, derivative in zip(found, plain, strict=True):
+        torch.testing.assert_close(secant, derivative)
+
+
+@pytest.mark.parametrize("spread", [1e-6, 1.0, 25.0])
+def test_multipliers_of_softmax_are_exact_and_bounded(spread: float) -> None:
+    x, x_ = (values(3, 4, 5, 1, seed=seed, low=-spread, high=spread) for seed in (0, 1))
+    received = values(3, 4, 5, 1, seed=2, low=-1)
+    change = (received * (x.softmax(1) - x_.softmax(1))).sum(1)
+    torch.testing.assert_close((_softmax(received, x, x_) * (x - x_)).sum(1), change)
+    for one in torch.eye(4, dtype=torch.float64):
+        assert _softmax(one.view(1, 4, 1, 1).expand_as(x), x, x_).abs().max() <= 1
+
+
+def test_softmax_without_a_difference_has_its_plain_gradient() -> None:
+    x, received = values(3, 4, 5, 1).requires_grad_(), values(3, 4, 5, 1, seed=2)
+    (plain,) = torch.autograd.grad(x.softmax(1), x, received)
+    torch.testing.assert_close(_softmax(received, x.detach(), x.detach()), plain)

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from captum.attr._core import deep_lift
 from captum.testing.helpers.basic_models import BasicModel_ConvNet_One_Conv
 from torch import Tensor, nn
 
 from explain.networks import images, network, plugged, small_resnet
 from lapbench.errors import ExplainerError, NotApplicableError
-from lapbench.explain import explain, untouched
+from lapbench.explain import differences, explain, untouched
+from lapbench.explain.cam import grad_cam
 from lapbench.explain.canonical import canonical
-from lapbench.explain.gradient import deeplift, grad_cam
+from lapbench.explain.derivatives import derivative
+from lapbench.explain.gradient import deeplift
+from lapbench.models.lap import AdaptiveLAP2d, LAP2d
 from lapbench.registry import explainers
 
 TARGET = torch.tensor([0, 1, 3])
@@ -100,7 +102,7 @@ def test_layers_are_found_by_name() -> None:
     assert maps("grad_cam", small_resnet(), images(), layer="layer2").shape == (3, 8, 12)
     with pytest.raises(ExplainerError, match="the network has no layer 'layer_3'; did you mean 'layer3'"):
         maps("grad_cam", small_resnet(), images(), layer="layer_3")
-    with pytest.raises(NotApplicableError, match="layer 'fc' puts out no single feature map"):
+    with pytest.raises(NotApplicableError, match="layer 'fc' puts out no feature map"):
         maps("grad_cam", small_resnet(), images(), layer="fc")
     with pytest.raises(NotApplicableError, match=r"no part of Sequential puts out a feature map .* 32×48"):
         maps("grad_cam", nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 48, 4)), images())
@@ -247,21 +249,34 @@ def test_contributions_add_up_where_lap_is_saturated() -> None:
 
 
 def test_the_plain_rule_for_lap_does_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lapbench.explain.gradient.with_differences", lambda network: network)
+    monkeypatch.setitem(differences._RULES, LAP2d, derivative)
+    monkeypatch.setitem(differences._RULES, AdaptiveLAP2d, derivative)
     assert completeness(plugged(small_resnet()).double(), images().double()) > 1e-3
 
 
-def test_captums_own_rule_for_overlapping_windows_does_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lapbench.explain.gradient.max_pool_rule", deep_lift.maxpool2d)
-    assert completeness(small_resnet().double(), images().double()) > 1e-3
+def captums(model: nn.Module, batch: Tensor) -> Tensor:
+    """Captum's own DeepLift on the canonical network."""
+    flat = torch.tensor(BASELINE, dtype=batch.dtype).view(-1, 1, 1).expand_as(batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Captum sets hooks and says so
+        return captum.attr.DeepLift(canonical(model).module).attribute(batch, flat.clone(), TARGET).detach()
 
 
-def test_captums_table_is_put_back() -> None:
-    before = dict(deep_lift.SUPPORTED_NON_LINEAR)
-    maps("deeplift", small_resnet(), images())
-    with pytest.raises(ExplainerError, match="failed: RuntimeError"):
-        maps("deeplift", nn.Conv2d(1, 1, 3), images())
-    assert before == deep_lift.SUPPORTED_NON_LINEAR
+def test_deeplift_is_captums_where_captum_is_right() -> None:
+    """On a canonical network whose pooling windows do not overlap."""
+    model, batch = network("vgg11_bn").double(), images(side=64).double()
+    found = maps("deeplift", model, batch, baseline=BASELINE)
+    torch.testing.assert_close(found, captums(model, batch).sum(1).float(), rtol=1e-5, atol=1e-6)
+
+
+def test_captums_own_rule_for_overlapping_windows_does_not_add_up() -> None:
+    model, batch = small_resnet().double(), images().double()
+    with torch.no_grad():
+        flat = torch.tensor(BASELINE, dtype=batch.dtype).view(-1, 1, 1).expand_as(batch)
+        change = (model(batch) - model(flat)).gather(1, TARGET[:, None])[:, 0]
+    missed = captums(model, batch).sum((1, 2, 3)) - change
+    assert (missed.abs() / change.abs()).max() > 1e-3
+    assert completeness(model, batch) < 1e-9
 
 
 def test_deeplift_of_a_linear_network_is_its_closed_form() -> None:

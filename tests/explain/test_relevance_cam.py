@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from explain.networks import images, network, plugged, small_resnet
 from lapbench.errors import ExplainerError, NotApplicableError
 from lapbench.explain import explain, untouched
-from lapbench.explain.relevance_cam import _walk_back, relevance_cam
+from lapbench.explain.passes import passes_of
+from lapbench.explain.relevance_cam import relevance_cam, relevance_rule
 from lapbench.models.zoo import build
 from lapbench.registry import explainers
 
@@ -101,12 +102,7 @@ def test_against_a_slow_second_implementation(layer: int, start: str) -> None:
 
 def by_hand(model: nn.Module, batch: Tensor, relevance: Tensor, layer: str) -> Tensor:
     """The relevance that arrives at a layer's output, given that of the network's output."""
-    from lapbench.explain.canonical import canonical
-    from lapbench.explain.relevance_cam import _Recording
-
-    form = canonical(model)
-    node = form.output_of(layer)
-    return _walk_back(form.module, node, _Recording(form.module, node).record(batch), relevance)
+    return passes_of(model, batch, TARGET).relevance(relevance, relevance_rule, layer)
 
 
 class Then(nn.Module):

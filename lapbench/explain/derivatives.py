@@ -1,0 +1,174 @@
+"""The rules by which gradients walk back: the chain rule, and Guided Backprop's variant of it."""
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
+
+from lapbench.explain.canonical import isolated
+from lapbench.explain.tape import Operation, Rule
+from lapbench.models.lap import AdaptiveLAP2d, LAP2d
+
+
+def gradient(operation: Operation) -> Rule:
+    """The chain rule, for every operation that torch can differentiate."""
+    return _DERIVATIVES.get(operation.kind, derivative)
+
+
+def guided(operation: Operation) -> Rule:
+    """The chain rule, but every ReLU lets only positive gradients back (Springenberg et al., 2015)."""
+    return _GUIDED.get(operation.kind) or gradient(operation)
+
+
+def derivative(operation: Operation, received: Any) -> tuple[Any, ...]:
+    """Any operation: it is done once more, and torch differentiates it."""
+    leaves = [_leaf(value) for value in operation.inputs]
+    with torch.enable_grad():
+        # copies, for an operation that would work in place
+        output = operation.again(*[None if x is None else _copied(x) for x in leaves])
+    outputs, gradients = _pairs(output, received)
+    wanted = [tensor for leaf in leaves for tensor in _tensors(leaf) if tensor.requires_grad]
+    if not wanted or not outputs:
+        return (None,) * len(leaves)
+    found = dict(
+        zip(map(id, wanted), torch.autograd.grad(outputs, wanted, gradients, allow_unused=True), strict=True)
+    )
+    return tuple(_like(leaf, found) for leaf in leaves)
+
+
+def passed_on(operation: Operation, received: Any) -> tuple[Any, ...]:
+    """Whatever leaves its input as it is."""
+    return (received,) * len(operation.sources)
+
+
+def reshaped(operation: Operation, received: Tensor) -> tuple[Tensor, ...]:
+    """The same values in another shape."""
+    return (received.reshape(operation.inputs[0].shape),)
+
+
+def _leaf(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(map(_leaf, value))
+    return value.detach().requires_grad_() if value.is_floating_point() else value
+
+
+def _copied(leaf: Any) -> Any:
+    return type(leaf)(map(_copied, leaf)) if isinstance(leaf, tuple | list) else leaf.clone()
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [t for part in value for t in _tensors(part)] if isinstance(value, tuple | list) else [value]
+
+
+def _like(leaf: Any, found: Mapping[int, Tensor | None]) -> Any:
+    if isinstance(leaf, tuple | list):
+        parts = [(_like(part, found), part) for part in leaf]
+        return tuple(torch.zeros_like(part) if g is None else g for g, part in parts)
+    return found.get(id(leaf))
+
+
+def _pairs(output: Any, received: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Pair the tensors of an output with what they receive, as far as they depend on the inputs."""
+    both = [(o, g) for o, g in zip(_tensors(output), _tensors(received), strict=True) if o.requires_grad]
+    return [o for o, _ in both], [g for _, g in both]
+
+
+def _relu(operation: Operation, received: Tensor) -> tuple[Tensor]:
+    return (torch.ops.aten.threshold_backward(received, operation.output, 0),)
+
+
+def _guided_relu(operation: Operation, received: Tensor) -> tuple[Tensor]:
+    return (torch.ops.aten.threshold_backward(received.clamp_min(0), operation.output, 0),)
+
+
+def _guided_lap(operation: Operation, received: Tensor) -> tuple[Any, ...]:
+    """The derivative of a LAP layer whose scoring module has a guided ReLU."""
+    activation = operation.module.scoring.activation
+    if not isinstance(activation, nn.ReLU):
+        return derivative(operation, received)
+
+    def guide(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        output.register_hook(lambda received: received.clamp_min(0))  # type: ignore[no-untyped-call]
+
+    handle = activation.register_forward_hook(guide)
+    try:
+        return derivative(operation, received)
+    finally:
+        handle.remove()
+
+
+def _convolution(operation: Operation, received: Tensor) -> tuple[Any, ...]:
+    module: nn.Conv2d = operation.module
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return derivative(operation, received)
+    settings = module.stride, module.padding, module.dilation, module.groups
+    shape = operation.inputs[0].shape
+    to_input: Tensor = conv2d_input(shape, module.weight, received, *settings)  # type: ignore[no-untyped-call]
+    return (to_input,)
+
+
+def _linear(operation: Operation, received: Tensor) -> tuple[Tensor]:
+    return (received @ operation.module.weight,)
+
+
+def _batch_norm(operation: Operation, received: Tensor) -> tuple[Any, ...]:
+    module: nn.BatchNorm2d = operation.module
+    if module.running_var is None or module.weight is None:
+        return derivative(operation, received)  # it normalises by the batch itself, or has no weights
+    return (received * (module.weight / (module.running_var + module.eps).sqrt())[:, None, None],)
+
+
+def _sum(operation: Operation, received: Tensor) -> tuple[Tensor, ...]:
+    if operation.kwargs:
+        return derivative(operation, received)
+    return tuple(received.sum_to_size(summand.shape) for summand in operation.inputs)
+
+
+def _concatenation(operation: Operation, received: Tensor) -> tuple[Any, ...]:
+    dimension = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else 0)
+    tensors = operation.args[0]
+    parts = torch.split(received, [part.shape[dimension] for part in tensors], dimension)
+    if isinstance(operation.inputs[0], tuple | list):
+        return (parts,)
+    nodes = operation.node.args[0]
+    return tuple(part for part, node in zip(parts, nodes, strict=True) if node in operation.sources)
+
+
+def _piece(operation: Operation, received: Any) -> tuple[Any, ...]:
+    """One of the tensors of a tuple, or several; the others receive nothing from here."""
+    pieces, index = operation.args
+    if not isinstance(pieces, tuple | list):
+        return derivative(operation, received)
+    parts = [torch.zeros_like(piece) for piece in pieces]
+    if isinstance(index, slice):
+        for position, part in zip(range(len(pieces))[index], received, strict=True):
+            parts[position] = part
+    else:
+        parts[index] = received
+    return (tuple(parts),)
+
+
+REARRANGING: dict[Any, Rule] = {
+    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout, F.dropout2d, isolated), passed_on),
+    **dict.fromkeys((nn.Flatten, torch.flatten, "flatten", "view", "reshape"), reshaped),
+    **dict.fromkeys((torch.cat, torch.concat), _concatenation),
+    **dict.fromkeys((torch.permute, torch.transpose, torch.unsqueeze, torch.squeeze, F.pad), derivative),
+    **dict.fromkeys(("permute", "transpose", "unsqueeze", "squeeze", "contiguous"), derivative),
+    **dict.fromkeys((torch.split, torch.chunk, "split", "chunk"), derivative),
+    operator.getitem: _piece,
+}
+"""Operations that move values without changing them: every walk sends back along the way they came."""
+_DERIVATIVES: dict[Any, Rule] = {
+    **REARRANGING,
+    nn.ReLU: _relu,
+    nn.Conv2d: _convolution,
+    nn.Linear: _linear,
+    nn.BatchNorm2d: _batch_norm,
+    **dict.fromkeys((operator.add, torch.add, "add"), _sum),
+}
+"""By the class of a module, by function, or by the name of a method; everything else is a `derivative`."""
+_GUIDED: dict[Any, Rule] = {nn.ReLU: _guided_relu, **dict.fromkeys((LAP2d, AdaptiveLAP2d), _guided_lap)}

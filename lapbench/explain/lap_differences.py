@@ -1,0 +1,126 @@
+"""DeepLIFT's rule for LAP, which multiplies, divides and takes maxima of several values.
+
+With plain gradients the contributions miss the difference of the outputs by per cents. The rule here is
+lapbench's own (the paper of LAP has none), and complete. With window weights a = softmax(ℓ), ℓ_u = log N(V)_u
+of Eq. 4, the pooled value is O = Σ_u a_u x_u, and
+
+    ΔO   = Σ_u mean(a_u) Δx_u + mean(x_u) Δa_u              product, both orders averaged
+    Δa_u = λ_u (Δℓ_u − Σ_v λ_v Δℓ_v / Σ_v λ_v)              λ: logarithmic mean of a and a'
+    Δℓ_u = ℓ(V, m) − ℓ(V', m')                              V or the maximum m first, averaged
+    Δm   = (max(m, m') − m') + (m − max(m, m'))             to the image's, to the reference's winner
+
+The second line is the index number of Sato (1976) and Vartia (1976), the third a Shapley value, the fourth
+DeepLIFT's rule for max pooling. No step blows up where all scores of a window vanish. Probabilities σ(z), the
+scoring module's ReLU and a trainable aggregation follow the rescale rule.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lapbench.explain.multipliers import given_to_winners, mean, multiplier, rescaled
+from lapbench.explain.tape import Operation
+from lapbench.models.lap import LAP, ConceptScoring, at_least_float32, under_windows, validity
+
+
+def lap_rule(operation: Operation, received: Tensor) -> tuple[Any, ...]:
+    """Hand multipliers back to the features that are pooled, and to those that are scored."""
+    lap: LAP = operation.module
+    (x, *_, scored), (x_, *_, scored_) = _both(operation.inputs), _both(operation.before.inputs)
+    values, values_ = (lap.scoring.aggregate(lap.scoring(features)) for features in (scored, scored_))
+    window = lap.window(*values.shape[2:])
+    valid = validity(values, window)
+    (v, m, logs), (v_, m_, logs_) = (
+        _log_weights(lap, under_windows(V, window), valid) for V in (values, values_)
+    )
+
+    weights = logs.softmax(1)
+    to_x, to_weights = _vjp(lap.pool, received, mean(x, x_), mean(weights, logs_.softmax(1)))
+    to_logs = _softmax(to_weights.to(logs), logs, logs_).masked_fill(valid == 0, 0)
+    to_v, to_m = _log_weight(to_logs, lap, v, v_, m, m_)
+    to_m = to_m.sum(1, keepdim=True)
+    to_v = to_v + given_to_winners(
+        to_m, v, v_, m, m_, v.argmax(1, keepdim=True), v_.argmax(1, keepdim=True), 1
+    )
+    (to_values,) = _vjp(lambda V: under_windows(V, window), to_v, values)
+    to_scored = _scoring(lap.scoring, to_values, scored, scored_).to(x)
+    return (to_x + to_scored,) if len(operation.inputs) == 1 else (to_x, to_scored)
+
+
+def _both(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return inputs if len(inputs) == 2 else (inputs[0], inputs[0])
+
+
+def _vjp(function: Any, received: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """What the inputs of a function receive by its plain derivative."""
+    leaves = [value.detach().requires_grad_() for value in inputs]
+    with torch.enable_grad():
+        output = function(*leaves)
+    return torch.autograd.grad(output, leaves, received)
+
+
+def _log_weights(lap: LAP, under: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values V under windows (B, n, H', W'), their maximum m, and ℓ(V, m); beyond the border ℓ is −10⁴."""
+    largest = under.amax(1, keepdim=True)
+    return under, largest, _log(lap, under, largest).masked_fill(valid == 0, -1e4)
+
+
+def _log(lap: LAP, v: Tensor, m: Tensor) -> Tensor:
+    """ℓ(V, m) = log(V exp(−α² (m − V)²) + ε), the logarithm of Eq. 4."""
+    return torch.log(v * torch.exp(-(lap.alpha.to(v) ** 2) * (m - v) ** 2) + lap.eps)
+
+
+def _log_weight(
+    received: Tensor, lap: LAP, v: Tensor, v_: Tensor, m: Tensor, m_: Tensor
+) -> tuple[Tensor, Tensor]:
+    now, value_only, largest_only, before = (_log(lap, a, b) for a, b in ((v, m), (v, m_), (v_, m), (v_, m_)))
+    by_value = (now - largest_only + value_only - before) / 2
+    by_largest = (now - value_only + largest_only - before) / 2
+    square = lap.alpha.to(v) ** 2
+    gaussian, steepness = torch.exp(-square * (m - v) ** 2), 2 * square * (m - v)
+    weight = v * gaussian + lap.eps
+    to_value = multiplier(by_value, v - v_, (gaussian + v * gaussian * steepness) / weight)
+    to_largest = multiplier(by_largest, m - m_, -v * gaussian * steepness / weight)
+    return received * to_value, received * to_largest
+
+
+def _softmax(received: Tensor, logits: Tensor, logits_: Tensor) -> Tensor:
+    """The Jacobian of softmax along dimension 1, a_u (δ_uv − a_v), with λ/Σλ and λ in place of a."""
+    now, before = logits.log_softmax(1), logits_.log_softmax(1)
+    half = (now - before) / 2
+    ratio = torch.where(half.abs() < 1e-2, 1 + half**2 / 6 + half**4 / 120, torch.sinh(half) / half)
+    average = torch.exp((now + before) / 2) * ratio  # (a − a') / (log a − log a')
+    return average * (received - (received * average).sum(1, keepdim=True) / average.sum(1, keepdim=True))
+
+
+def _scoring(scoring: ConceptScoring, received: Tensor, x: Tensor, x_: Tensor) -> Tensor:
+    """From the joint value V back to the features that were scored."""
+    hidden, hidden_ = (y if scoring.hidden is None else scoring.hidden(y) for y in (x, x_))
+    active = [y if scoring.hidden is None else scoring.activation(y) for y in (hidden, hidden_)]
+    logits, logits_ = (at_least_float32(scoring.head(y)) for y in active)
+    received = _aggregation(scoring, received, scoring.probability(logits), scoring.probability(logits_))
+    received = _through(scoring.probability, received, logits, logits_)
+    received = F.conv_transpose2d(received.to(x), scoring.head.weight)
+    if scoring.hidden is None:
+        return received
+    received = _through(scoring.activation, received, hidden, hidden_)
+    return F.conv_transpose2d(received, scoring.hidden.weight)
+
+
+def _aggregation(scoring: ConceptScoring, received: Tensor, p: Tensor, p_: Tensor) -> Tensor:
+    """From V = A(P) back to the concepts' probabilities."""
+    if scoring.aggregator is not None:
+        raw, raw_ = (at_least_float32(scoring.aggregator(y.to(scoring.aggregator.weight))) for y in (p, p_))
+        received = _through(scoring.positive, received, raw, raw_)
+        return F.conv_transpose2d(received, scoring.aggregator.weight.to(received))
+    if scoring.aggregation == "max":
+        (m, winner), (m_, winner_) = (y.max(1, keepdim=True) for y in (p, p_))
+        return given_to_winners(received, p, p_, m, m_, winner, winner_, 1)
+    return received.expand_as(p)
+
+
+def _through(module: nn.Module, received: Tensor, x: Tensor, x_: Tensor) -> Tensor:
+    """The rescale rule for an element-wise module."""
+    return rescaled(received, x, x_, module(x), module(x_), lambda: _vjp(module, received, x)[0])

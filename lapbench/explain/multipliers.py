@@ -1,0 +1,54 @@
+"""The arithmetic of differences that DeepLIFT's rules share: values of an image, x, and of a reference, x'.
+
+Shapes broadcast: one reference may serve a whole batch.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+EPS = 1e-10
+"""Where |Δin| is smaller, a multiplier is the plain derivative, as in Captum."""
+
+
+def mean(now: Tensor, before: Tensor) -> Tensor:
+    """Half way between image and reference."""
+    return (now + before).div_(2)
+
+
+def multiplier(change_out: Tensor, change_in: Tensor, derivative: Tensor) -> Tensor:
+    """Δout/Δin, or the derivative where the input hardly changes."""
+    small = change_in.abs() < EPS
+    return torch.where(small, derivative, change_out / change_in.masked_fill(small, 1))
+
+
+def rescaled(
+    received: Tensor, x: Tensor, x_: Tensor, y: Tensor, y_: Tensor, plain: Callable[[], Tensor]
+) -> Tensor:
+    """The rescale rule, received · Δy/Δx; ``plain`` gives what the derivative would hand back."""
+    change = x - x_
+    small = change.abs() < EPS
+    handed_back = (y - y_).div_(change).mul_(received)
+    return torch.where(small, plain(), handed_back) if small.any() else handed_back
+
+
+def given_to_winners(
+    received: Tensor,
+    x: Tensor,
+    x_: Tensor,
+    y: Tensor,
+    y_: Tensor,
+    winners: Tensor,
+    winners_: Tensor,
+    dim: int,
+) -> Tensor:
+    """DeepLIFT's rule for maxima y of x along a dimension, at the positions of the winners.
+
+    Of y − y', the part above max(y, y') − y' is given to the image's winner and the rest to the reference's.
+    """
+    top = torch.maximum(y, y_)
+    change = torch.zeros_like(x).scatter_add_(dim, winners, received * (top - y_))
+    change.scatter_add_(dim, winners_.expand_as(winners), received * (y - top))
+    plain = torch.zeros_like(x).scatter_add_(dim, winners, received)
+    return multiplier(change, x - x_, plain)

@@ -1,0 +1,208 @@
+"""Passes through a network that several explainers share: each is made once a batch, when first asked for."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from lapbench.errors import NotApplicableError
+from lapbench.explain import derivatives
+from lapbench.explain.canonical import Canonical, canonical
+from lapbench.explain.differences import differences
+from lapbench.explain.layers import layer_of
+from lapbench.explain.tape import RuleBook, Tape, one_hot
+from lapbench.models.lap import LapRecord, record_laps
+from lapbench.registry import Reach
+
+T = TypeVar("T")
+
+
+class Prepared:
+    """A network that is explained again and again, and traced once.
+
+    It holds as long as no module or parameter of the network is exchanged for another.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._layers: dict[tuple[str, torch.Size], str] = {}
+
+    @property
+    def canonical(self) -> Canonical:
+        """Its canonical form. Errors: NotApplicableError where torch.fx cannot trace it."""
+        if isinstance(self._traced, NotApplicableError):
+            raise self._traced
+        return self._traced
+
+    @property
+    def traceable(self) -> bool:
+        """Whether it has a canonical form."""
+        return isinstance(self._traced, Canonical)
+
+    def layer(self, layer: str, images: Tensor) -> str:
+        """The name of a layer, as in `layer_of`."""
+        key = layer, images.shape[1:]
+        if key not in self._layers:
+            self._layers[key] = layer_of(self.model, layer, images)
+        return self._layers[key]
+
+    @cached_property
+    def _traced(self) -> Canonical | NotApplicableError:
+        try:
+            return canonical(self.model)
+        except NotApplicableError as error:
+            return error
+
+
+class Passes:
+    """The passes of one batch: images (B, C, H, W) and the class (B,) that is explained in each.
+
+    reach: how far back explainers will follow the network; what is kept of the forward pass depends on it.
+    What it returns is shared and must not be changed in place.
+    """
+
+    def __init__(self, prepared: Prepared, images: Tensor, target: Tensor, reach: Reach = "image") -> None:
+        self.prepared, self.images, self.target = prepared, images, target
+        self._reach = reach
+        self._tapes: list[Tape] = []
+        self._made: dict[Any, Any] = {}
+
+    @property
+    def logits(self) -> Tensor:
+        """What the network answers, (B, N)."""
+        return self._untraced[0] if not self.prepared.traceable else self._tape().logits
+
+    @property
+    def laps(self) -> list[LapRecord]:
+        """What every LAP layer of the network saw and said, shallow to deep."""
+        return self._untraced[1] if not self.prepared.traceable else self._tape().laps
+
+    def activation(self, layer: str = "last") -> Tensor:
+        """The feature map (B, K, h, w) that a layer puts out; ``layer`` as in `layer_of`."""
+        if not self.prepared.traceable:
+            return self._hooked(layer)[0]
+        node = self._node(layer)
+        return _feature_map(self._tape(node).values[node], layer)
+
+    def gradient(self, layer: str = "last") -> Tensor:
+        """The gradient (B, K, h, w) of the target's logit by a layer's output."""
+        if not self.prepared.traceable:
+            return self._hooked(layer)[1]
+        return _feature_map(self._walked(derivatives.gradient, self._node(layer)), layer)
+
+    def image_gradient(self) -> Tensor:
+        """The gradient (B, C, H, W) of the target's logit by the image."""
+        if not self.prepared.traceable:
+            return self._hooked(None)[1]
+        return self._walked(derivatives.gradient, self.prepared.canonical.images)
+
+    def guided_gradient(self) -> Tensor:
+        """The same (B, C, H, W), where every ReLU lets only positive gradients back.
+
+        Errors: NotApplicableError for a network without any ReLU, where this is the plain gradient.
+        """
+        network = self.prepared.canonical
+        if not any(isinstance(part, nn.ReLU) for part in network.module.modules()):
+            name = type(self.prepared.model).__name__
+            raise NotApplicableError(f"{name} has no ReLU: Guided Backprop would be the plain gradient")
+        return self._walked(derivatives.guided, network.images)
+
+    def multipliers(self, baseline: Tensor) -> tuple[Tensor, Tensor]:
+        """DeepLIFT's multipliers (B, C, H, W) for a baseline (1, C, H, W), and its logits (1, N)."""
+        network = self.prepared.canonical
+        tape, reference = self._tape(network.images), Tape(network, baseline)
+        received = tape.walk_back(one_hot(tape.logits, self.target), differences, reference=reference)
+        return received, reference.logits
+
+    def relevance(self, start: Tensor, rules: RuleBook, layer: str | None = None) -> Tensor:
+        """Walk back from relevances (B, N) of the logits, by these rules, to a layer or the image."""
+        node = self.prepared.canonical.images if layer is None else self._node(layer)
+        return self._tape(node).walk_back(start, rules, until=node)
+
+    def _node(self, layer: str) -> fx.Node:
+        return self.prepared.canonical.output_of(self.prepared.layer(layer, self.images))
+
+    def _walked(self, rules: RuleBook, node: fx.Node) -> Tensor:
+        def walk() -> Tensor:
+            tape = self._tape(node)
+            return tape.walk_back(one_hot(tape.logits, self.target), rules, until=node)
+
+        return self._once((rules, node), walk)
+
+    def _tape(self, start: fx.Node | None = None) -> Tape:
+        """The forward pass, with what is kept from a node on; made anew only where too little was kept."""
+        network = self.prepared.canonical
+        for tape in self._tapes:
+            if start is None or start in tape.kept:
+                return tape
+        if self._reach == "image":
+            start = network.images
+        elif start is None:
+            start = network.logits if self._reach == "output" else self._node("last")
+        self._tapes.append(Tape(network, self.images, start))
+        return self._tapes[-1]
+
+    def _once(self, key: Any, make: Callable[[], T]) -> T:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]  # type: ignore[no-any-return]
+
+    @cached_property
+    def _untraced(self) -> tuple[Tensor, list[LapRecord]]:
+        with torch.no_grad(), record_laps(self.prepared.model) as records:
+            return self.prepared.model(self.images), list(records)
+
+    def _hooked(self, layer: str | None) -> tuple[Tensor, Tensor]:
+        """A layer's output and its gradient, or the images and theirs, in a network that cannot be traced."""
+
+        def make() -> tuple[Tensor, Tensor]:
+            model, outputs = self.prepared.model, []
+            images = self.images.detach().requires_grad_(layer is None)
+
+            def keep(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+                outputs.append(_feature_map(output, layer).detach().requires_grad_())
+                return outputs[-1].clone()  # what follows may work in place
+
+            name = None if layer is None else self.prepared.layer(layer, self.images)
+            handle = None if name is None else model.get_submodule(name).register_forward_hook(keep)
+            try:
+                with torch.enable_grad():
+                    score = model(images).gather(1, self.target[:, None]).sum()
+            finally:
+                if handle is not None:
+                    handle.remove()
+            inner = images if layer is None else outputs[-1]
+            return inner.detach(), torch.autograd.grad(score, inner)[0]
+
+        return self._once(("hooked", layer), make)
+
+
+def _feature_map(value: Any, layer: str | None) -> Tensor:
+    if not isinstance(value, Tensor) or value.ndim != 4:
+        raise NotApplicableError(f"layer {layer!r} puts out no feature map (B, C, h, w)")
+    return value
+
+
+_shared: ContextVar[tuple[nn.Module, Tensor, Tensor, Passes] | None] = ContextVar("shared", default=None)
+
+
+@contextmanager
+def sharing(model: nn.Module, images: Tensor, target: Tensor, passes: Passes | None) -> Iterator[None]:
+    """Let an explainer that is given these very tensors share the passes of its batch."""
+    token = _shared.set(None if passes is None else (model, images, target, passes))
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
+def passes_of(model: nn.Module, images: Tensor, target: Tensor) -> Passes:
+    """The passes of a batch: those that its explainers share, or fresh ones for any other images."""
+    shared = _shared.get()
+    if shared is not None and all(a is b for a, b in zip(shared, (model, images, target), strict=False)):
+        return shared[3]
+    return Passes(Prepared(model), images.detach(), target)
