@@ -3,13 +3,23 @@
 Importing this package registers lapbench's own explainers.
 """
 
-from lapbench.explain import ante_hoc, averaged_gradients, controls, gradient, perturbation, relevance_cam
+from lapbench.explain import (
+    ante_hoc,
+    averaged_gradients,
+    cam,
+    controls,
+    gradient,
+    perturbation,
+    relevance_cam,
+)
 from lapbench.explain.checks import Check, check_explainer, run_checks
 from lapbench.explain.foreign import from_attribute
-from lapbench.explain.maps import Maps, explain
+from lapbench.explain.maps import Maps, Request, explain, explain_together
+from lapbench.explain.passes import Prepared, passes_of
 from lapbench.explain.state import untouched
 
 __all__ = [
-    "Check", "Maps", "ante_hoc", "averaged_gradients", "check_explainer", "controls", "explain",
-    "from_attribute", "gradient", "perturbation", "relevance_cam", "run_checks", "untouched",
+    "Check", "Maps", "Prepared", "Request", "ante_hoc", "averaged_gradients", "cam", "check_explainer",
+    "controls", "explain", "explain_together", "from_attribute", "gradient", "passes_of", "perturbation",
+    "relevance_cam", "run_checks", "untouched",
 ]  # fmt: skip

@@ -2,11 +2,11 @@
 
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.grad import conv2d_input
 
 from lapbench.explain.canonical import isolated
@@ -130,11 +130,10 @@ def _sum(operation: Operation, received: Tensor) -> tuple[Tensor, ...]:
 
 def _concatenation(operation: Operation, received: Tensor) -> tuple[Any, ...]:
     dimension = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else 0)
-    tensors = operation.args[0]
+    tensors, nodes = operation.args[0], cast(list[fx.Node], operation.node.args[0])
     parts = torch.split(received, [part.shape[dimension] for part in tensors], dimension)
     if isinstance(operation.inputs[0], tuple | list):
         return (parts,)
-    nodes = operation.node.args[0]
     return tuple(part for part, node in zip(parts, nodes, strict=True) if node in operation.sources)
 
 
