@@ -365,15 +365,13 @@ def test_any_maker_of_cams_will_do(network: nn.Module) -> None:
     assert explainer.__doc__ == "GradCAM of pytorch-grad-cam, stretched to [0, 1] in every image."
 
 
-def test_a_cam_can_be_registered(network: nn.Module) -> None:
+def test_a_cam_can_be_registered(network: nn.Module, registered: None) -> None:
     (cam,) = methods("LayerCAM")
     lapbench.explainer("foreign_layer_cam", version=1, title="LayerCAM")(interop.from_grad_cam(cam))
-    try:
-        spec = explainers.get("foreign_layer_cam")
-        assert spec.measures.startswith("LayerCAM of pytorch-grad-cam")
-        assert draw(spec, network, images(), TARGET).values.shape == (3, 32, 48)
-    finally:
-        del explainers._entries["foreign_layer_cam"]
+
+    spec = explainers.get("foreign_layer_cam")
+    assert spec.measures.startswith("LayerCAM of pytorch-grad-cam")
+    assert draw(spec, network, images(), TARGET).values.shape == (3, 32, 48)
 
 
 def test_a_wrong_layer_is_named(network: nn.Module) -> None:
@@ -509,6 +507,21 @@ def test_no_library_is_imported_before_its_bridge_is_crossed() -> None:
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
 
     assert found.stdout.split() == []
+
+
+@needs_quantus
+def test_the_example_of_the_readme_runs(registered: None) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## With other libraries")[2].partition("\n## ")[0]
+    (code,) = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    masks = np.zeros((3, 32, 48), bool)
+    masks[:, 8:20, 4:30] = True
+    names = {"network": small_resnet(), "images": images(), "target": TARGET, "masks": masks}
+
+    exec(code, names)
+
+    assert explainers.get("layer_cam_of_theirs").title == "LayerCAM"
+    assert len(names["hits"]) == 3 and all(0 <= hit <= 1 for hit in names["hits"])
 
 
 def test_the_module_shows_its_names() -> None:
