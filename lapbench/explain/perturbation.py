@@ -4,19 +4,18 @@ Each sends every image through the network many times, under the same changes fo
 and change are run `AT_ONCE`; never are all changed images of a batch there at the same time.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Callable
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from captum._utils.models.linear_model import SkLearnRidge
-from captum.attr import Lime, Occlusion
+from captum.attr import Occlusion
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from lapbench.errors import ExplainerError, NotApplicableError
+from lapbench.errors import ExplainerError
 from lapbench.explain.attribution import Colour, flat_like
-from lapbench.explain.layers import layer_of
+from lapbench.explain.passes import passes_of
 from lapbench.registry import Card, explainer
 
 AT_ONCE = 64
@@ -66,7 +65,7 @@ def occlusion(
     fall = Occlusion(_outputs(model, score)).attribute
     maps = [
         fall(block, size, step, flat[:1], wanted, perturbations_per_eval=AT_ONCE // len(block))[:, 0]
-        for block, wanted in _blocks(images, target)
+        for block, wanted in zip(torch.split(images, AT_ONCE), torch.split(target, AT_ONCE), strict=True)
     ]
     return torch.cat(maps)
 
@@ -122,8 +121,7 @@ def rise(
         cost="`samples` (1000) forwards",
         randomness="seeded",
         limits="nothing is told apart within a segment, and segments are rectangles that follow no outline",
-        computed_by="Captum's Lime, with our samples and weights: its own come from the global generator and "
-        "from the image's brightness",
+        computed_by="lapbench: Captum's Lime takes one image at a time, and draws from the global generator",
     ),
 )
 def lime(
@@ -134,7 +132,7 @@ def lime(
     cells: PositiveInt = 8,
     samples: PositiveInt = 1000,
     kernel_width: PositiveFloat = 0.25,
-    regularisation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0,
+    regularisation: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0,
     baseline: Colour = 0.0,
     seed: int = 0,
     score: Score = "probability",
@@ -148,21 +146,17 @@ def lime(
     paint, as in `Colour`.
     """
     _check_cells(cells, images)
-    rows, columns = (torch.arange(side, device=images.device) * cells // side for side in images.shape[-2:])
-    segments = (rows[:, None] * cells + columns)[None, None]
-    flat = flat_like(images, baseline)
-    method = Lime(
-        _outputs(model, score), SkLearnRidge(alpha=regularisation),
-        _closeness(kernel_width), _visible_segments(seed, samples),
+    row, column = (torch.arange(side, device=images.device) * cells // side for side in images.shape[-2:])
+    segments = row[:, None] * cells + column
+    visible = _visible_segments(samples, cells**2, seed, images)
+    flat = flat_like(images[:1], baseline)
+    scores = _scores(
+        _outputs(model, score), images, target, samples,
+        lambda rows, numbers: torch.where(visible[numbers][:, None, segments], images[rows, None], flat),
     )  # fmt: skip
-    # one image at a time: so Captum does it anyway, after a warning
-    maps = [
-        method.attribute(
-            image, flat[:1], wanted, feature_mask=segments, n_samples=samples, perturbations_per_eval=AT_ONCE
-        )[:, 0]
-        for image, wanted in zip(torch.split(images, 1), torch.split(target, 1), strict=True)
-    ]
-    return torch.cat(maps)
+    distance = 1 - visible.double().mean(1).sqrt()
+    slopes = _ridge(visible, scores.T, torch.exp(-(distance**2) / kernel_width**2), regularisation)
+    return slopes.T[:, segments].to(images)
 
 
 @explainer(
@@ -192,7 +186,7 @@ def score_cam(
     scores cancels out), or the target's softmax probabilities. Returns the map at the layer's own resolution;
     ``layer`` as in `layer_of`.
     """
-    activation = _activation(model, layer, images)
+    activation = passes_of(model, images, target).activation(layer)
 
     def masked(rows: Tensor, channels: Tensor) -> Tensor:
         maps = activation[rows[:, None], channels]
@@ -217,10 +211,6 @@ def _outputs(model: nn.Module, score: Score) -> Outputs:
         return logits.softmax(1) if score == "probability" else logits
 
     return outputs
-
-
-def _blocks(images: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(torch.split(images, AT_ONCE), torch.split(target, AT_ONCE), strict=True)
 
 
 def _scores(
@@ -264,26 +254,23 @@ def _rise_masks(
     return masks
 
 
-def _visible_segments(seed: int, samples: int) -> Callable[..., Iterator[Tensor]]:
-    """Return what Captum draws LIME's samples from, anew for every image: rows (1, S) of 0 and 1."""
-
-    def draw(inputs: Tensor, *, num_interp_features: int, **_: Any) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        visible = torch.rand(samples, num_interp_features, generator=generator) < 0.5
-        visible[0] = True
-        yield from torch.split(visible.long().to(inputs.device), 1)
-
-    return draw
+def _visible_segments(samples: int, segments: int, seed: int, images: Tensor) -> Tensor:
+    """Return which segments LIME's samples leave as they are, (samples, segments); the first leaves all."""
+    visible = torch.rand(samples, segments, generator=torch.Generator().manual_seed(seed)) < 0.5
+    visible[0] = True
+    return visible.to(images.device)
 
 
-def _closeness(kernel_width: float) -> Callable[..., Tensor]:
-    """Return LIME's weight of a sample: the kernel of the cosine distance between its row and all ones."""
+def _ridge(inputs: Tensor, outputs: Tensor, weights: Tensor, penalty: float) -> Tensor:
+    """Return the slopes (S, B) that minimise Σ w (y − slope·x − intercept)² + penalty |slope|², in float64.
 
-    def weight(_inputs: Tensor, _changed: Tensor, visible: Tensor, **_: Any) -> Tensor:
-        distance = 1 - visible.double().mean().sqrt()
-        return torch.exp(-(distance**2) / kernel_width**2)
-
-    return weight
+    inputs: x, (n, S). outputs: y, (n, B). weights: w, (n,).
+    """
+    x, w = inputs.double(), weights[:, None]
+    x, y = (values - (w * values).sum(0) / w.sum() for values in (x, outputs))  # the intercept is gone
+    normal = x.T @ (w * x) + penalty * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    slopes: Tensor = torch.linalg.solve(normal, x.T @ (w * y))
+    return slopes
 
 
 def _stretched(maps: Tensor) -> Tensor:
@@ -291,22 +278,6 @@ def _stretched(maps: Tensor) -> Tensor:
     low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
     rounding = 1e-5 * torch.max(low.abs(), high.abs()) + 1e-8
     return (maps - low) / (high - low).clamp_min(rounding) * (high - low > rounding)
-
-
-@torch.no_grad()
-def _activation(model: nn.Module, layer: str, images: Tensor) -> Tensor:
-    """Return what a layer puts out, (B, K, h, w)."""
-    kept: list[Any] = []
-    module = model.get_submodule(layer_of(model, layer, images))
-    handle = module.register_forward_hook(lambda _module, _inputs, output: kept.append(output))
-    try:
-        for block in torch.split(images, AT_ONCE):
-            model(block)
-    finally:
-        handle.remove()
-    if not all(isinstance(value, Tensor) and value.ndim == 4 for value in kept):
-        raise NotApplicableError(f"layer {layer!r} puts out no feature map (B, C, h, w)")
-    return torch.cat(kept)
 
 
 def _check_cells(cells: int, images: Tensor) -> None:

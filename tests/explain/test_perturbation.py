@@ -1,6 +1,6 @@
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -276,7 +276,9 @@ def test_lime_recovers_the_weights_of_a_network_that_is_linear_in_segments() -> 
     parts = ((batch - torch.tensor(PAINT).view(3, 1, 1)) * weights[TARGET]).sum(1)
     segments = segments_of(4, 9, 12)  # of 2 or 3 by 3 pixels
     expected = torch.stack([parts[:, segments == s].sum(1) for s in range(16)], 1)[:, segments]
-    found = maps("lime", model, batch, cells=4, samples=100, regularisation=0, baseline=PAINT, score="logit")
+    found = maps(
+        "lime", model, batch, cells=4, samples=100, regularisation=1e-6, baseline=PAINT, score="logit"
+    )
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -301,6 +303,41 @@ def test_lime_against_the_normal_equations() -> None:
         "lime", model, batch, cells=3, samples=samples, kernel_width=width, regularisation=penalty, seed=6
     )
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-3, atol=1e-4 * float(found.abs().max()))
+
+
+def test_lime_against_captum() -> None:
+    from captum._utils.models.linear_model import SkLearnRidge
+    from captum.attr import Lime
+
+    model, batch, segments = small_resnet(), images(), segments_of(3, 32, 48)
+
+    def draw(_: Tensor, **__: object) -> Iterator[Tensor]:
+        visible = torch.rand(90, 9, generator=torch.Generator().manual_seed(6)) < 0.5
+        visible[0] = True
+        yield from visible.long().split(1)
+
+    def closeness(_: Tensor, __: Tensor, visible: Tensor, **___: object) -> Tensor:
+        distance = 1 - visible.double().mean().sqrt()
+        return torch.exp(-(distance**2) / 0.4**2)
+
+    captum = Lime(lambda x: model(x).softmax(1), SkLearnRidge(alpha=2.0), closeness, draw)
+    paint = torch.tensor(PAINT).view(1, 3, 1, 1).expand_as(batch[:1])
+    theirs = [
+        captum.attribute(image[None], paint, label, feature_mask=segments, n_samples=90)[:, 0]
+        for image, label in zip(batch, TARGET, strict=True)
+    ]
+    ours = maps(
+        "lime",
+        model,
+        batch,
+        cells=3,
+        samples=90,
+        kernel_width=0.4,
+        regularisation=2.0,
+        seed=6,
+        baseline=PAINT,
+    )
+    torch.testing.assert_close(ours, torch.cat(theirs), rtol=1e-3, atol=1e-4 * float(ours.abs().max()))
 
 
 # --- Score-CAM
