@@ -7,7 +7,7 @@ incomplete (some rows or maps have a reason instead of a number); 130 interrupte
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -36,10 +36,12 @@ app = typer.Typer(
 )
 maps_app = typer.Typer(help="List, check and export the maps in the cache.", no_args_is_help=True)
 app.add_typer(maps_app, name="maps")
+check_app = typer.Typer(help="Check what you bring along before you rank it.", no_args_is_help=True)
+app.add_typer(check_app, name="check")
 WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
 """Columns of what is printed; a file has none of its own, and 80 are too few for a leaderboard."""
-out_console = Console(width=WIDTH)
-err_console = Console(stderr=True)
+out_console = Console(width=WIDTH, emoji=False)  # module:x: is a name, not a cross
+err_console = Console(stderr=True, emoji=False)
 
 Definition = Annotated[str, typer.Argument(help="A shipped benchmark's name, or the path of a TOML file.")]
 Out = Annotated[Path | None, typer.Option(help="Where reports go; if not given, reports/NAME.")]
@@ -204,11 +206,23 @@ def _show(board: "Leaderboard", job: "Job") -> None:
 @app.command("ls")
 def list_names(
     kind: Annotated[Literal["benchmarks", "explainers", "models", "data"], typer.Argument()],
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the card of every explainer: all that is declared.")
+    ] = False,
 ) -> None:
-    """List what a definition may name."""
+    """List what a definition may name, and the plug-ins that are broken."""
+    if verbose and kind != "explainers":
+        raise typer.BadParameter("only explainers have a card", param_hint="--verbose")
     with guarded():
         from lapbench.pipeline import listing
 
+        for fault in listing.broken(kind):
+            _say(fault)
+        if verbose:
+            for headings, lines in listing.cards():
+                _print_table(headings, lines)
+                out_console.print()
+            return
         kinds = {
             "benchmarks": listing.benchmarks,
             "explainers": listing.explainers_known,
@@ -229,6 +243,37 @@ def doctor(cache: Cache = None) -> None:
         findings = examine(cache or default_cache())
         _print_table(("", "what", "found"), [(marks[f.state], f.what, f.detail) for f in findings])
         if any(finding.state == "fault" for finding in findings):
+            raise typer.Exit(1)
+
+
+@check_app.command("explainer")
+def check_explainer(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|MODULE:FUNCTION", help="A registered explainer, or a function that can be imported."
+        ),
+    ],
+    architecture: Annotated[str, typer.Option(help="The network, with random weights.")] = "resnet18",
+    lap: Annotated[bool, typer.Option("--lap", help="Put LAP layers into it.")] = False,
+    size: Annotated[int, typer.Option(min=32, max=512, help="The images' side in pixels.")] = 64,
+    batch: Annotated[int, typer.Option(min=2, help="How many images.")] = 3,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="KEY=VALUE", help="A parameter of it; may be repeated."),
+    ] = None,
+) -> None:
+    """Hold an explainer to the contract of all explainers; exit with 1 where it breaks it."""
+    with guarded():
+        with err_console.status("checking …"):
+            from lapbench.pipeline.checking import check_named
+
+            checks = check_named(
+                name, architecture=architecture, lap=lap, size=size, batch=batch, parameters=parameter or ()
+            )
+        lines = [("ok" if check.passed else "fault", check.name, check.fault) for check in checks]
+        _print_table(("", "check", "found"), lines)
+        if not all(check.passed for check in checks):
             raise typer.Exit(1)
 
 
@@ -285,7 +330,7 @@ def _entry_line(store: "MapStore", entry: "Entry") -> tuple[str, ...]:
     return name, str(entry.n), entry.fault or arrays, str(entry.bytes // 1024)
 
 
-def _print_table(headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
+def _print_table(headings: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> None:
     """Print a table: folded into a terminal's width, or one line a row where there is no terminal."""
     if not out_console.is_terminal:
         table_lines = [tuple(" ".join(cell.split()) for cell in line) for line in (headings, *lines)]

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -141,11 +142,10 @@ class Registry(Generic[E]):
         importlib.import_module(self.home)
         self._loaded = True
         for point in entry_points(group=self.group):
-            entries = dict(self._entries)
             try:
-                point.load()
+                with _whole_or_not_at_all():
+                    point.load()
             except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's import may raise anything
-                self._entries = entries
                 self.broken[point.name] = f"{point.value}: {type(error).__name__}: {error}"
 
 
@@ -233,6 +233,23 @@ def _parameters(name: str, function: Callable[..., Any]) -> type[Table]:
         if p.kind is p.KEYWORD_ONLY and p.name not in ("masks", "ids")
     }
     return create_model(f"{name}_parameters", __base__=Table, **fields)
+
+
+@contextmanager
+def _whole_or_not_at_all() -> Iterator[None]:
+    """Take back what a plug-in registered, of any kind, where it fails in the middle."""
+    registries: tuple[Registry[Any], ...] = (explainers, architectures, readers)
+    before = [set(registry._entries) for registry in registries]
+    try:
+        yield
+    except (Exception, SystemExit):
+        for registry, known in zip(registries, before, strict=True):
+            for name, entry in list(registry._entries.items()):
+                if (
+                    name not in known and _origin(entry.function) != "lapbench"
+                ):  # ours it may have brought along
+                    del registry._entries[name]
+        raise
 
 
 def _place(function: Callable[..., Any]) -> tuple[str, str]:

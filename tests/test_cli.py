@@ -29,6 +29,7 @@ COMMANDS = (
     "report",
     "ls",
     "doctor",
+    "check explainer",
     "maps list",
     "maps check",
     "maps export",
@@ -279,6 +280,51 @@ def test_ls(lapbench, kind):
         "data": {"data", "digits", "deeppcb"},
     }[kind] <= first
     assert len(lines) == len(first) and "…" not in "".join(lines)
+
+
+def test_ls_shows_cards(lapbench):
+    cards = lapbench("ls", "explainers", "-v").stdout.split("\n\n")
+    [card] = [card for card in cards if card.startswith("lap_all ")]
+
+    for label in ("measures", "paper", "cost", "randomness", "channels", "sign", "up-sampling", "limits"):
+        assert re.search(rf"^{label} +\S", card, re.MULTILINE)
+    assert re.search(r"^computed by +lapbench", card, re.MULTILINE)
+    assert re.search(r"^version +\d+, from lapbench \d", card, re.MULTILINE)
+    assert "only explainers have a card" in lapbench("ls", "models", "--verbose", code=2).stderr
+
+
+def test_ls_says_which_plugins_are_broken(lapbench, monkeypatch):
+    explainers.names()
+    monkeypatch.setattr(explainers, "broken", {"bad": "bad:x: ImportError: half installed"})
+
+    result = lapbench("ls", "explainers")
+    assert result.stderr == "plug-in bad is broken, and adds nothing: bad:x: ImportError: half installed\n"
+    assert "grad_cam" in result.stdout and lapbench("ls", "models").stderr == ""
+
+
+MINE = """
+def brightness(model, images, target):
+    return images.sum(1)
+"""
+
+
+def test_check_explainer(lapbench, tmp_path):
+    (tmp_path / "my_explainers.py").write_text(MINE)
+    small = ("--size", 32, "--batch", 2)
+
+    kept = lapbench("check", "explainer", "lap", "-p", "layer=2", *small)
+    assert re.search(r"^ok +depends on weights$", kept.stdout, re.MULTILINE) and "fault" not in kept.stdout
+    broken = lapbench("check", "explainer", "my_explainers:brightness", *small, code=1)
+    assert re.search(
+        r"^fault +depends on target +the maps are the same for every target", broken.stdout, re.MULTILINE
+    )
+    for name, said in {
+        "gradcam": "there is no explainer 'gradcam'; did you mean 'grad_cam'",
+        "nowhere:x:": "nowhere:x:: 'nowhere' cannot be imported: ModuleNotFoundError",
+        "my_explainers:darkness": "no name in my_explainers 'darkness'; did you mean 'brightness'?",
+    }.items():
+        result = lapbench("check", "explainer", name, *small, code=2)
+        assert result.stdout == "" and said in result.stderr
 
 
 def test_doctor_finds_nothing_wrong_and_says_what_is_wrong(lapbench, tmp_path):

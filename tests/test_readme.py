@@ -21,17 +21,23 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
+def block_with(text: str) -> str:
+    """The one block of Python that holds a text."""
+    (block,) = [block for block in blocks("python") if text in block]
+    return block
+
+
 def test_lap_is_a_layer_like_any_other():
     names: dict[str, object] = {}
 
-    exec(blocks("python")[0], names)
+    exec(block_with("network = plug("), names)
 
     assert names["logits"].shape == (1, 2)
 
 
 def test_the_ten_line_explainer_keeps_the_contract(registered):
     names: dict[str, object] = {"__name__": "readme"}
-    exec(blocks("python")[1], names)
+    exec(block_with("gradient_norm"), names)
     model = build("resnet18", num_classes=2, in_channels=3, parameters={"width": 8, "blocks": [1, 1, 1, 1]})
 
     lapbench.check_explainer(names["gradient_norm"], model, torch.rand(3, 3, 64, 64), torch.tensor([0, 1, 0]))
@@ -39,8 +45,14 @@ def test_the_ten_line_explainer_keeps_the_contract(registered):
     assert explainers.get("gradient_norm").title == "Gradient norm"
 
 
+def test_an_object_of_captums_is_an_explainer(registered):
+    exec(block_with("from_attribute"), {"__name__": "readme"})
+
+    assert explainers.get("saliency").title == "Saliency"
+
+
 def test_the_python_interface_has_the_names_it_shows():
-    code = blocks("python")[2]
+    code = block_with("lapbench.Job")
 
     compile(code, "README.md", "exec")
     assert all(hasattr(lapbench, name) for name in re.findall(r"lapbench\.(\w+)", code))
@@ -59,6 +71,7 @@ def test_the_manifest_and_the_model_are_valid():
 
 def test_every_command_is_mentioned():
     commands = {c.name or c.callback.__name__ for c in app.registered_commands}
+    commands |= {group.name for group in app.registered_groups}
 
     missing = {name for name in commands if not re.search(rf"`(lapbench )?{name}\b", README)}
 

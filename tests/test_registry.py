@@ -1,13 +1,16 @@
 """Names: taken once, suggested when mistyped, joined by plug-ins, which may be broken."""
 
 import sys
+from importlib.metadata import PathDistribution
 from typing import Literal
 
 import pytest
 from torch import Tensor, nn
 
 from lapbench import doctor
+from lapbench import registry as registry_module
 from lapbench.errors import UnknownNameError
+from lapbench.pipeline import listing
 from lapbench.registry import Registry, architectures, check_parameters, explainer, explainers, readers
 
 PLUGIN = """
@@ -31,12 +34,16 @@ def plugin(tmp_path, monkeypatch):
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lapbench-plugin\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(entry_points)
-        monkeypatch.syspath_prepend(tmp_path)
         for registry in (explainers, architectures, readers):
-            registry.names()
-            monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+            registry.names()  # before the new modules can be found: what stays must not know them
+            own = {entry.name: entry for entry in registry if entry.origin == "lapbench"}
+            monkeypatch.setattr(registry, "_entries", own)
             monkeypatch.setattr(registry, "broken", {})
             monkeypatch.setattr(registry, "_loaded", False)
+        monkeypatch.syspath_prepend(tmp_path)
+        points = PathDistribution(info).entry_points  # and none of what else may be installed here
+        for module in (registry_module, listing):
+            monkeypatch.setattr(module, "entry_points", lambda group: points.select(group=group))
 
     yield install
     for name in ("sparkling", "broken_plugin", "thief"):
@@ -78,6 +85,73 @@ def test_a_plugin_cannot_take_a_name_that_is_taken(plugin):
 
     assert explainers.get("grad_cam") is own
     assert explainers.broken == {"thief": "thief: ValueError: explainer 'grad_cam' is registered twice"}
+
+
+def test_a_plugin_that_fails_halfway_adds_nothing(plugin):
+    half = PLUGIN + PLUGIN.replace('"sparkle"', '"grad_cam"').replace("def sparkle", "def thief")
+    leaving = PLUGIN.replace('"sparkle"', '"glow"') + "raise SystemExit('no licence')\n"
+    plugin(
+        "[lapbench.explainers]\nhalf = sparkling\nleaving = broken_plugin\n",
+        sparkling=half,
+        broken_plugin=leaving,
+    )
+    own = explainers.get("grad_cam")
+
+    assert not {"sparkle", "glow"} & set(explainers.names()) and own.origin == "lapbench"
+    assert explainers.broken == {
+        "half": "sparkling: ValueError: explainer 'grad_cam' is registered twice",
+        "leaving": "broken_plugin: SystemExit: no licence",
+    }
+    assert listing.broken("explainers") == [
+        f"plug-in {name} is broken, and adds nothing: {why}" for name, why in explainers.broken.items()
+    ]
+    assert listing.broken("models") == listing.broken("benchmarks") == []
+
+
+def test_a_module_that_fails_names_its_fault_in_every_registry(plugin):
+    both = PLUGIN + "from lapbench import architecture\n@architecture('net')\ndef net(n, c): ...\n1 / 0\n"
+    plugin("[lapbench.explainers]\na = sparkling\n[lapbench.models]\nb = sparkling\n", sparkling=both)
+
+    assert "sparkle" not in explainers.names() and "resnet18" in architectures.names()
+    why = "sparkling: ZeroDivisionError: division by zero"
+    assert (explainers.broken, architectures.broken) == ({"a": why}, {"b": why})
+    assert "sparkle" not in explainers.names() and "net" not in architectures.names()
+
+
+def test_a_stranger_who_is_imported_first_takes_no_name(plugin):
+    """In a process of its own lapbench's names may not be there yet."""
+    registry = Registry("thing", "lapbench_home", "lapbench.things")
+    plugin("", lapbench_home="", sparkling="def sparkle(): ...")
+    sys.modules.pop("lapbench_home", None)
+    import sparkling
+
+    registry.add(registry_module.Entry("sparkle", 1, sparkling.sparkle, registry_module.Table))
+    assert "lapbench_home" in sys.modules
+    sys.modules.pop("lapbench_home")
+
+
+def test_a_function_that_is_defined_again_takes_its_own_place(registered):
+    for version in (1, 2):
+
+        @explainer("cell", version=version, title="Of a notebook")
+        def cell(model, images, target):
+            return images[:, 0]
+
+    assert explainers.get("cell").version == 2
+
+
+def test_a_card_says_where_an_explainer_comes_from(plugin):
+    plugin("[lapbench.explainers]\nsparkle = sparkling\n", sparkling=PLUGIN)
+    cards = {headings[0]: dict(lines) for headings, lines in listing.cards()}
+
+    assert cards["sparkle"]["version"] == "3, from lapbench-plugin 1.0"
+    assert cards["sparkle"]["measures"] == "Maps that sparkle."
+    assert cards["sparkle"]["sign"].startswith("positive speaks for the target")
+    assert cards["sparkle"]["paper"] == "Nobody, 1999" and cards["sparkle"]["cost"] == "not stated"
+    assert cards["lap"]["version"].startswith("1, from lapbench 0.")
+    assert cards["lap"]["threshold"] == "0.5 of its own, and fitted"
+    assert cards["random"]["randomness"] == "decided by the parameter seed"
+    assert cards["guided_backprop"]["channels"] == "sum" and "not stated" not in str(cards["ones"])
 
 
 def test_a_name_is_registered_once():
@@ -127,7 +201,11 @@ def test_parameters_are_the_keyword_only_arguments(monkeypatch):
     ]
 
 
+def _is_ours(entry):
+    return entry.function.__module__.startswith("lapbench.")
+
+
 def test_every_entry_knows_where_it_comes_from():
-    for registry in (explainers, architectures, readers):
-        assert registry.names() and {entry.origin for entry in registry} == {"lapbench"}
+    for registry in (explainers, architectures, readers):  # strangers may be installed here, too
+        assert {entry.origin for entry in registry if _is_ours(entry)} == {"lapbench"}
         assert all(entry.version >= 1 for entry in registry)

@@ -1,10 +1,14 @@
 """What a definition may name, as tables of text."""
 
+from importlib.metadata import entry_points, version
+from typing import Any
+
 from lapbench.benchmark import load_benchmark, shipped
 from lapbench.data import load_manifest
 from lapbench.errors import LapbenchError
-from lapbench.registry import architectures, explainers
+from lapbench.registry import ExplainerSpec, Registry, architectures, explainers, readers
 
+REGISTRIES: dict[str, Registry[Any]] = {"explainers": explainers, "models": architectures, "data": readers}
 Lines = tuple[tuple[str, ...], list[tuple[str, ...]]]
 """Headings, and the cells of every line."""
 
@@ -43,6 +47,57 @@ def explainers_known() -> Lines:
         )
     headings = ("explainer", "row", "version", "network", "own threshold", "parameters", "paper", "from")
     return headings, lines
+
+
+def cards() -> list[Lines]:
+    """All that is declared of each explainer, one table each."""
+    packages = _packages()
+    return [
+        ((spec.name, spec.title), _card(spec, packages.get(spec.origin, spec.origin))) for spec in explainers
+    ]
+
+
+def _card(spec: ExplainerSpec, package: str) -> list[tuple[str, ...]]:
+    kinds = {"model": "the network", "lap": "LAP layers", "masks": "the truth", "ids": "the samples' ids"}
+    needs = [text for kind, text in kinds.items() if kind in spec.needs]
+    parameters = [f"{name}={field.default!r}" for name, field in spec.parameters.model_fields.items()]
+    own = "" if spec.native_threshold is None else f"{spec.native_threshold:g} of its own, and "
+    card = spec.card
+    sign = (
+        "positive speaks for the target, negative against it" if spec.signed else "higher is more important"
+    )
+    return [
+        ("measures", spec.measures),
+        ("paper", spec.paper or "none named"),
+        ("needs", ", ".join(needs) or "nothing but the image's size"),
+        ("target", "the same map for every class" if spec.class_agnostic else "a map for each class"),
+        ("cost", card.cost),
+        ("randomness", "decided by the parameter seed" if card.randomness == "seeded" else card.randomness),
+        ("channels", "as its function does it" if spec.reduction == "none" else spec.reduction),
+        ("sign", sign),
+        ("up-sampling", spec.upsample),
+        ("threshold", f"{own}fitted"),
+        ("parameters", ", ".join(parameters) or "none"),
+        ("limits", card.limits),
+        ("computed by", card.computed_by),
+        ("version", f"{spec.version}, from {package}"),
+    ]  # fmt: skip
+
+
+def _packages() -> dict[str, str]:
+    """Package → its distribution and version, of lapbench and of all that join through entry points."""
+    points = [point for registry in REGISTRIES.values() for point in entry_points(group=registry.group)]
+    found = {p.module.partition(".")[0]: f"{p.dist.name} {p.dist.version}" for p in points if p.dist}
+    return {**found, "lapbench": f"lapbench {version('lapbench')}"}
+
+
+def broken(kind: str) -> list[str]:
+    """What is wrong with the plug-ins of a kind, a sentence each."""
+    registry = REGISTRIES.get(kind)
+    if registry is None:
+        return []
+    registry.names()
+    return [f"plug-in {name} is broken, and adds nothing: {why}" for name, why in registry.broken.items()]
 
 
 def models() -> Lines:
