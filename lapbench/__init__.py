@@ -42,6 +42,6 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "AdaptiveLAP2d", "Benchmark", "Concept", "Job", "LAP2d", "Maps", "Plug", "Workspace", "architecture",
-    "check_explainer", "explain", "explainer", "from_attribute", "interop", "load_benchmark", "plug", "reader",
-    "report", "run", "score", "train",
+    "check_explainer", "explain", "explainer", "from_attribute", "interop", "load_benchmark", "plug",
+    "reader", "report", "run", "score", "train",
 ]  # fmt: skip
