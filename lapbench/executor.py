@@ -1,6 +1,6 @@
 """Where shards are made: one after the other, here, skipping what is already there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,45 +15,53 @@ Progress = Callable[[int, int, str], None]
 state changes while the work goes on."""
 
 
+Key = tuple[str, str]
+"""A shard's name, for people, and its digest, which decides."""
+
+
 @dataclass(frozen=True)
 class Task:
-    """One shard to make: the name and digest it will have, and the function that computes it."""
+    """Shards that are made together: their keys, and what computes those of them that are missing."""
 
-    name: str
-    digest: str
+    keys: tuple[Key, ...]
     size: int  # samples
-    compute: Callable[[], Shard]
+    compute: Callable[[list[Key]], Mapping[Key, Shard]]
 
 
 def make(tasks: Sequence[Task], store: MapStore, progress: Progress, text: str) -> None:
-    """Make every missing shard; each is whole on disk before the next begins.
+    """Make every missing shard; those of a task are whole on disk before the next begins.
 
     Errors: whatever a task raises; the shards made before it stay.
     """
     total = sum(task.size for task in tasks)
     done = 0
     for task in tasks:
-        if not store.has(task.name, task.digest):
+        missing = [key for key in task.keys if not store.has(*key)]
+        if missing:
             progress(done, total, text)
-            store.write(task.name, task.digest, task.compute())
+            for key, shard in task.compute(missing).items():
+                store.write(*key, shard)
         done += task.size
     progress(total, total, text)
 
 
-def in_batches(work: Callable[[int, int], T], n: int, *, batch_size: int) -> list[T]:
-    """Apply ``work(start, stop)`` to consecutive ranges of 0 … n, halving the batch when memory runs out.
+def in_batches(work: Callable[[int, int], T], n: int, *, first: int = 8, most: int = 8) -> list[T]:
+    """Apply ``work(start, stop)`` to consecutive ranges of 0 … n; the batch finds its size.
 
+    It starts with ``first`` and doubles up to ``most``; when memory runs out it is halved, and grows no more.
     Errors: ExplainerError when not even one sample fits.
     """
     results: list[T] = []
-    start = 0
+    start, size = 0, first
     while start < n:
         try:
-            results.append(work(start, min(start + batch_size, n)))
-            start += batch_size
+            results.append(work(start, min(start + size, n)))
         except torch.OutOfMemoryError:
-            if batch_size == 1:
+            if size == 1:
                 raise ExplainerError("the device's memory does not hold even one sample") from None
             torch.cuda.empty_cache()
-            batch_size = max(1, batch_size // 2)
+            size = most = size // 2
+        else:
+            start += size
+            size = min(2 * size, most)
     return results

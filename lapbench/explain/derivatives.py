@@ -28,8 +28,7 @@ def derivative(operation: Operation, received: Any) -> tuple[Any, ...]:
     """Any operation: it is done once more, and torch differentiates it."""
     leaves = [_leaf(value) for value in operation.inputs]
     with torch.enable_grad():
-        # copies, for an operation that would work in place
-        output = operation.again(*[None if x is None else _copied(x) for x in leaves])
+        output = operation.again(*map(_copied, leaves) if operation.in_place else leaves)
     outputs, gradients = _pairs(output, received)
     wanted = [tensor for leaf in leaves for tensor in _tensors(leaf) if tensor.requires_grad]
     if not wanted or not outputs:
@@ -75,6 +74,23 @@ def _pairs(output: Any, received: Any) -> tuple[list[Tensor], list[Tensor]]:
     """Pair the tensors of an output with what they receive, as far as they depend on the inputs."""
     both = [(o, g) for o, g in zip(_tensors(output), _tensors(received), strict=True) if o.requires_grad]
     return [o for o, _ in both], [g for _, g in both]
+
+
+def _max_pool(operation: Operation, received: Tensor) -> tuple[Tensor]:
+    """To the winner of each window."""
+    module, x = operation.module, operation.inputs[0]
+    settings = [
+        _pair(value) for value in (module.kernel_size, module.stride, module.padding, module.dilation)
+    ]
+    return (
+        torch.ops.aten.max_pool2d_with_indices_backward(
+            received, x, *settings, module.ceil_mode, operation.winners
+        ),
+    )
+
+
+def _pair(value: int | tuple[int, int]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
 
 
 def _relu(operation: Operation, received: Tensor) -> tuple[Tensor]:
@@ -164,6 +180,7 @@ REARRANGING: dict[Any, Rule] = {
 _DERIVATIVES: dict[Any, Rule] = {
     **REARRANGING,
     nn.ReLU: _relu,
+    nn.MaxPool2d: _max_pool,
     nn.Conv2d: _convolution,
     nn.Linear: _linear,
     nn.BatchNorm2d: _batch_norm,

@@ -28,6 +28,17 @@ def differences(operation: Operation) -> Rule:
     return _RULES.get(operation.kind) or gradient(operation)
 
 
+def _relu(operation: Operation, received: Tensor) -> tuple[Tensor]:
+    """The rescale rule; of a ReLU, Δout/Δin is exact however small Δin, but for 0/0."""
+    before = operation.before
+    change = operation.inputs[0] - before.inputs[0]
+    handed_back = (operation.output - before.output).div_(change).mul_(received)
+    if handed_back.sum().isnan():
+        (plain,) = gradient(operation)(operation, received)
+        handed_back = torch.where(change == 0, plain, handed_back)
+    return (handed_back,)
+
+
 def _rescale(operation: Operation, received: Tensor) -> tuple[Tensor]:
     """Δout/Δin, element by element."""
     before = operation.before
@@ -50,13 +61,12 @@ def _max_pool(operation: Operation, received: Tensor) -> tuple[Tensor]:
 
     Captum's own rule keeps only the last window's part.
     """
-    module: nn.MaxPool2d = operation.module
-    window = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
-    x, x_ = operation.inputs[0], operation.before.inputs[0]
-    pooled = [F.max_pool2d(values, *window, return_indices=True) for values in (x, x_)]
-    (y, winners), (y_, winners_) = [(part.flatten(2) for part in both) for both in pooled]
-    flat = given_to_winners(received.flatten(2), x.flatten(2), x_.flatten(2), y, y_, winners, winners_, 2)
-    return (flat.view_as(x),)
+    before = operation.before
+    pairs = (operation.inputs[0], before.inputs[0]), (operation.output, before.output)
+    (x, x_), (y, y_) = [(now.flatten(2), old.flatten(2)) for now, old in pairs]
+    winners, winners_ = operation.winners.flatten(2), before.winners.flatten(2)
+    received = given_to_winners(received.flatten(2), x, x_, y, y_, winners, winners_, 2)
+    return (received.view_as(operation.inputs[0]),)
 
 
 def _layer_norm(operation: Operation, received: Tensor) -> tuple[Tensor]:
@@ -85,6 +95,7 @@ def _settings(operation: Operation) -> tuple[tuple[int, ...], Tensor | None, flo
 
 _RULES: dict[Any, Rule] = {
     **dict.fromkeys(ACTIVATIONS, _rescale),
+    nn.ReLU: _relu,
     nn.MaxPool2d: _max_pool,
     **dict.fromkeys((operator.mul, torch.mul, "mul"), _product),
     **dict.fromkeys((nn.LayerNorm, F.layer_norm), _layer_norm),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lapbench.errors import ExplainerError, LapbenchError
+from lapbench.errors import DataError, ExplainerError, LapbenchError, StoreError, WeightsError
 from lapbench.explain.foreign import Attributor, as_function
 from lapbench.explain.passes import Passes, Prepared, sharing
 from lapbench.explain.state import untouched
@@ -58,6 +58,8 @@ def explain(
         except (LapbenchError, torch.OutOfMemoryError):
             raise
         except Exception as error:
+            if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # as CPUs say it
+                raise torch.OutOfMemoryError(str(error)) from error
             raise ExplainerError(f"explainer {name!r} failed: {type(error).__name__}: {error}") from error
     maps = result if isinstance(result, Maps) else Maps(result)
     return _checked(name, maps, len(images))
@@ -82,8 +84,8 @@ def explain_together(
 ) -> list[Maps | LapbenchError]:
     """Draw the maps of a batch by several explainers, with every pass that they share made once.
 
-    Arguments as for `explain`. Returns what each would return or raise there; running out of the device's
-    memory is raised.
+    Arguments as for `explain`. Returns what each would return or raise there; what is not the explainer's
+    fault is raised: faults of files, and running out of memory.
     """
     reaches = [r.explainer.reach if isinstance(r.explainer, ExplainerSpec) else "output" for r in requests]
     reach: Reach = max(reaches, key=("output", "layer", "image").index, default="output")
@@ -95,6 +97,8 @@ def explain_together(
                 request.explainer, network.model, images, target, request.parameters,
                 masks=masks, ids=ids, passes=passes,
             )  # fmt: skip
+        except (DataError, StoreError, WeightsError):
+            raise  # it would come again with the next one
         except LapbenchError as error:
             results.append(error)
         else:

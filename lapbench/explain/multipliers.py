@@ -48,7 +48,11 @@ def given_to_winners(
     Of y − y', the part above max(y, y') − y' is given to the image's winner and the rest to the reference's.
     """
     top = torch.maximum(y, y_)
-    change = torch.zeros_like(x).scatter_add_(dim, winners, received * (top - y_))
-    change.scatter_add_(dim, winners_.expand_as(winners), received * (y - top))
-    plain = torch.zeros_like(x).scatter_add_(dim, winners, received)
-    return multiplier(change, x - x_, plain)
+    change = torch.zeros_like(x).scatter_add_(dim, winners, (top - y_).mul_(received))
+    change.scatter_add_(dim, winners_.expand_as(winners), y.sub(top).mul_(received))
+    apart = x - x_
+    small = apart.abs() < EPS
+    if small.any():
+        plain = torch.zeros_like(x).scatter_add_(dim, winners, received)
+        return torch.where(small, plain, change.div_(apart))
+    return change.div_(apart)

@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any, TypeAlias, cast
 
 import torch
-from torch import Tensor, fx
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 
 from lapbench.errors import NotApplicableError
 from lapbench.explain.canonical import Canonical
@@ -26,7 +27,7 @@ class Operation:
 
     def __init__(self, tape: "Tape", node: fx.Node, reference: "Operation | None") -> None:
         module = tape.network.module
-        self.node, self.reference, self._values = node, reference, tape.values
+        self.node, self.reference, self._tape, self._values = node, reference, tape, tape.values
         self.module: Any = module.get_submodule(str(node.target)) if node.op == "call_module" else None
         self.kind: Any = node.target if self.module is None else type(self.module)
         found: list[fx.Node] = []
@@ -65,6 +66,22 @@ class Operation:
         """All named arguments, as values."""
         return dict(fx.node.map_arg(self.node.kwargs, lambda n: self._values[n]))
 
+    @property
+    def winners(self) -> Tensor:
+        """The positions (B, C, h, w) of a max pooling's winners; found once for all walks."""
+        if self.node not in self._tape.winners:
+            pool: nn.MaxPool2d = self.module
+            window = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
+            found = F.max_pool2d(self.inputs[0], *window, return_indices=True)
+            self._tape.winners[self.node] = found[1]
+        return self._tape.winners[self.node]
+
+    @property
+    def in_place(self) -> bool:
+        """Whether doing it would change its inputs, as modules that the canonical form does not know may."""
+        name = str(self.kind).removesuffix("_") if isinstance(self.kind, str) else self.kind
+        return name != self.kind or bool(self.kwargs.get("inplace") or getattr(self.module, "inplace", False))
+
     def again(self, *inputs: Any) -> Any:
         """Do it once more with other values in place of its inputs."""
         given = iter(inputs)
@@ -102,6 +119,7 @@ class Tape:
             interpreter.run(images)
             self.laps: list[LapRecord] = list(records)
         self.values, self.flowing = interpreter.values, interpreter.flowing
+        self.winners: dict[fx.Node, Tensor] = {}
 
     @property
     def logits(self) -> Tensor:

@@ -1,18 +1,16 @@
 """Stage 2: draw the maps, and predict the labels, that missing rows need."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lapbench.digest import plain
-from lapbench.errors import DataError, ExplainerError, LapbenchError, StoreError, WeightsError
-from lapbench.executor import Task, in_batches, make
-from lapbench.explain import Maps
-from lapbench.explain import explain as draw
+from lapbench.errors import ExplainerError, LapbenchError
+from lapbench.executor import Key, Task, in_batches, make
+from lapbench.explain import Maps, Prepared, Request, explain_together
 from lapbench.models.predict import predict
 from lapbench.pipeline.job import Block, Job, Purpose, Source, Subject
 from lapbench.pipeline.networks import Lazy, load_network
@@ -23,14 +21,15 @@ from lapbench.store import Shard
 from lapbench.train.hardware import resolve_device
 from lapbench.types import FloatArray
 
-BATCH = 32
-"""Samples explained at once, where memory allows."""
+MOST = {"cpu": 8, "cuda": 256}
+"""Samples explained at once, where memory allows; a CPU's caches hold no more: larger batches are slower."""
 
 
 def explain(job: Job) -> list[str]:
     """Draw every map, and predict every label, that a missing row needs.
 
-    An explainer that fails leaves its reason for the table, and the others go on; the reasons are returned.
+    All explainers of a network are asked batch by batch, and share its passes. One that fails leaves its
+    reason for the table, and the others go on; the reasons are returned.
     Errors: WeightsError where weights are missing; DataError and StoreError where files are at fault.
     """
     reasons: list[str] = []
@@ -40,12 +39,10 @@ def explain(job: Job) -> list[str]:
         network = Lazy(partial(load_network, job, subject))
         if not subject.randomised or job.benchmark.protocol.target == "predicted":
             _predict(job, subject, network, samples)
-        for source in (source for row in rows for source in row.sources if source.subject == subject):
-            reasons += _explain(job, source, network, samples)
-    for row in rows:
-        if row.model is None:
-            reasons += _explain(job, row.sources[0], Lazy(nn.Identity), samples)
-    return reasons
+        sources = [source for row in rows for source in row.sources if source.subject == subject]
+        reasons += _explain(job, sources, network, samples, f"explain: {subject.text}")
+    controls = [row.sources[0] for row in rows if row.model is None]
+    return reasons + _explain(job, controls, Lazy(nn.Identity), samples, "explain: controls")
 
 
 def read_logits(job: Job, subject: Subject, purpose: Purpose) -> FloatArray | None:
@@ -59,91 +56,124 @@ def _predict(job: Job, subject: Subject, network: Lazy, samples: Samples) -> Non
     """Store the logits on the scored split, and on the fitting split where they decide targets."""
     decides_targets = job.benchmark.protocol.target == "predicted"
     purposes: tuple[Purpose, ...] = ("score", "fit") if decides_targets else ("score",)
-
     device = resolve_device(job.workspace.device)
 
-    def compute(block: Block) -> Shard:
+    def compute(block: Block, keys: list[Key]) -> Mapping[Key, Shard]:
         images = samples.images(block)
         logits = in_batches(
             lambda start, stop: predict(network(), images[start:stop].to(device)).cpu(),
             len(images),
-            batch_size=BATCH,
+            most=MOST[device.type],
         )
-        return Shard(
+        shard = Shard(
             ids=samples.ids(block),
             targets=samples.labels(block),
             arrays={"logits": torch.cat(logits).float().numpy()},
             provenance=plain(subject.identity()),
         )
+        return dict.fromkeys(keys, shard)
 
     for purpose in purposes:
         tasks = [
-            Task(*job.prediction_key(subject, block), len(block.indices), partial(compute, block))
+            Task((job.prediction_key(subject, block),), len(block.indices), partial(compute, block))
             for block in job.prediction_blocks(purpose)
         ]
-        make(
-            tasks,
-            job.store,
-            job.workspace.progress,
-            f"predict {job.considered(purpose).name}: {subject.text}",
-        )
+        text = f"predict {job.considered(purpose).name}: {subject.text}"
+        make(tasks, job.store, job.workspace.progress, text)
 
 
-def _explain(job: Job, source: Source, network: Lazy, samples: Samples) -> list[str]:
-    """Store the maps of one explainer on one network, or the reason why there are none, and return it."""
-    device = resolve_device(job.workspace.device)
+def _explain(job: Job, sources: Sequence[Source], network: Lazy, samples: Samples, text: str) -> list[str]:
+    """Store the maps of one network's explainers, or the reasons why there are none, and return those."""
+    failed: dict[str, LapbenchError] = {}  # by row
+    prepared: list[Prepared] = []  # made when the first map is missing
 
-    def compute(purpose: Purpose, block: Block) -> Shard:
-        images, targets = samples.images(block), _targets(job, source, purpose, block, samples)
-        masks = torch.from_numpy(samples.masks(block)) if "masks" in source.spec.needs else None
-        ids = samples.ids(block)
-
-        def batch(start: int, stop: int) -> Any:
-            part = slice(start, stop)
-            return draw(
-                source.spec,
-                network(),
-                images[part].to(device),
-                targets[part].to(device),
-                source.parameters,
-                masks=None if masks is None else masks[part],
-                ids=ids[part],
+    def compute(
+        purpose: Purpose, block: Block, of: Mapping[Key, Source], keys: list[Key]
+    ) -> Mapping[Key, Shard]:
+        if not prepared:
+            prepared.append(Prepared(network()))
+        asked = [of[key] for key in keys if of[key].explainer.row not in failed]
+        if not asked:
+            return {}
+        targets = _targets(job, asked[0], purpose, block, samples)
+        drawn = _draw(job, asked, prepared[0], samples, block, targets)
+        failed.update({row: result for row, result in drawn.items() if isinstance(result, LapbenchError)})
+        return {
+            key: Shard(
+                ids=samples.ids(block),
+                targets=targets.numpy(),
+                arrays={"maps": maps.values.numpy()},
+                diagnostics={name: values.numpy() for name, values in maps.diagnostics.items()},
+                provenance=plain(of[key].identity()),
             )
+            for key in keys
+            if isinstance(maps := drawn.get(of[key].explainer.row), Maps)
+        }
 
-        maps = _joined(source, in_batches(batch, len(images), batch_size=BATCH))
-        return Shard(
-            ids=ids,
-            targets=targets.numpy(),
-            arrays={"maps": maps.values.numpy()},
-            diagnostics={name: values.numpy() for name, values in maps.diagnostics.items()},
-            provenance=plain(source.identity()),
+    tasks = []
+    for purpose in ("fit", "score") if sources else ():
+        for block in job.blocks(purpose):
+            of = {job.map_key(source, block): source for source in sources}
+            tasks.append(Task(tuple(of), len(block.indices), partial(compute, purpose, block, of)))
+    make(tasks, job.store, job.workspace.progress, text)
+    reasons = []
+    for source in sources:
+        error = failed.get(source.explainer.row)
+        if error is None:
+            job.failure_path(source).unlink(missing_ok=True)
+            continue
+        write_file(job.failure_path(source), str(error).encode())
+        reasons.append(f"{source.text}: {error}")
+        job.workspace.notify(reasons[-1])
+    return reasons
+
+
+def _draw(
+    job: Job, sources: Sequence[Source], network: Prepared, samples: Samples, block: Block, targets: Tensor
+) -> dict[str, Maps | LapbenchError]:
+    """Ask explainers for a block's maps, by row; one by one, if memory does not hold what they share."""
+    device = resolve_device(job.workspace.device)
+    images, ids = samples.images(block), samples.ids(block)
+    masks = torch.from_numpy(samples.masks(block))
+    results: dict[str, Maps | LapbenchError] = {}
+
+    def batch(start: int, stop: int) -> dict[str, Maps]:
+        part, asked = (
+            slice(start, stop),
+            [source for source in sources if source.explainer.row not in results],
         )
+        found = explain_together(
+            [Request(source.spec, source.parameters) for source in asked],
+            network,
+            images[part].to(device),
+            targets[part].to(device),
+            masks=masks[part],
+            ids=ids[part],
+        )
+        drawn = {source.explainer.row: result for source, result in zip(asked, found, strict=True)}
+        results.update({row: result for row, result in drawn.items() if isinstance(result, LapbenchError)})
+        return {row: result for row, result in drawn.items() if isinstance(result, Maps)}
 
-    tasks = [
-        Task(*job.map_key(source, block), len(block.indices), partial(compute, purpose, block))
-        for purpose in ("fit", "score")
-        for block in job.blocks(purpose)
-    ]
-    failure = job.failure_path(source)
     try:
-        make(tasks, job.store, job.workspace.progress, f"explain: {source.text}")
-    except (DataError, StoreError, WeightsError):
-        raise  # not the explainer's fault: it would come again with the next one
-    except LapbenchError as error:
-        write_file(failure, str(error).encode())
-        reason = f"{source.text}: {error}"
-        job.workspace.notify(reason)
-        return [reason]
-    failure.unlink(missing_ok=True)
-    return []
+        parts = in_batches(batch, len(images), most=MOST[device.type])
+    except ExplainerError as error:  # not even one sample fits
+        if len(sources) == 1:
+            return {sources[0].explainer.row: error}
+        for source in sources:
+            results |= _draw(job, [source], network, samples, block, targets)
+        return results
+    for source in sources:
+        if source.explainer.row not in results:
+            results[source.explainer.row] = _joined(source, [part[source.explainer.row] for part in parts])
+    return results
 
 
-def _joined(source: Source, parts: Sequence[Maps]) -> Maps:
-    """Join the maps of consecutive batches on the CPU. Errors: ExplainerError where they differ in kind."""
+def _joined(source: Source, parts: Sequence[Maps]) -> Maps | ExplainerError:
+    """Join the maps of consecutive batches on the CPU; an error where they differ in kind."""
     sizes = {tuple(part.values.shape[1:]) for part in parts}
     figures = {tuple(sorted(part.diagnostics)) for part in parts}
     if len(sizes) > 1 or len(figures) > 1:
-        raise ExplainerError(
+        return ExplainerError(
             f"explainer {source.spec.name!r} must return maps of one size with the same diagnostics for all "
             f"batches, found {' and '.join(str(kind) for kind in (*sorted(sizes), *sorted(figures)))}"
         )

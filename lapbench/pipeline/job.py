@@ -19,7 +19,7 @@ from lapbench.benchmark import Benchmark
 from lapbench.data import Dataset, Split, describe, load_manifest, open_dataset
 from lapbench.digest import digest_of, digest_of_file
 from lapbench.errors import DefinitionError, WeightsError, suggest
-from lapbench.executor import Progress
+from lapbench.executor import Key, Progress
 from lapbench.registry import ExplainerSpec, architectures, explainers
 from lapbench.store import MapStore
 from lapbench.types import IntArray
@@ -32,8 +32,6 @@ SCORING_VERSION = 1
 """Raised when a change of the scoring code may change a number."""
 
 Purpose = Literal["fit", "score"]
-Key = tuple[str, str]
-"""A shard's name, for people, and its digest, which decides."""
 
 
 def silent(*_: object) -> None:

@@ -119,6 +119,8 @@ def test_an_explainer_that_raises_is_a_row_with_its_reason(trained, finished, te
 
 
 def test_maps_with_nan_are_counted_and_the_row_is_incomplete(trained, temporary):
+    """One map in every batch of eight."""
+
     def holes(model, images, target):
         maps = images[:, 0].clone()
         maps[0, 3, 4] = torch.nan
@@ -131,12 +133,12 @@ def test_maps_with_nan_are_counted_and_the_row_is_incomplete(trained, temporary)
 
     rows = [row for row in board.rows if row.explainer == "Holes"]
     for row in rows:
-        assert (row.complete, row.rank, row.n, row.n_failed, row.counts.n_nan) == (False, None, 14, 1, 1)
-        assert row.reason == "1 of 15 maps hold NaN or infinity" and 0 < row.mean < 1
+        assert (row.complete, row.rank, row.n, row.n_failed, row.counts.n_nan) == (False, None, 13, 2, 2)
+        assert row.reason == "2 of 15 maps hold NaN or infinity" and 0 < row.mean < 1
         [fit] = row.provenance["fits"]
-        assert fit["n_nan"] == 1 and fit["n_maps"] == 23
+        assert fit["n_nan"] == 3 and fit["n_maps"] == 21
     table = json.loads((trained / "out" / rows[0].image_scores.file).read_text())["scores"]["iou"]
-    assert [value is None for value in table[0]].count(True) == 1
+    assert [value is None for value in table[0]].count(True) == 2
     assert all(row.complete for row in board.rows if row.explainer == "Random")
 
 
@@ -168,9 +170,7 @@ def test_faults_of_files_stop_the_run_and_are_not_the_explainers(trained, tempor
     assert not (trained / "cache" / "failures").exists()
 
 
-def test_maps_of_changing_size_are_a_reason(trained, temporary, monkeypatch):
-    monkeypatch.setattr("lapbench.pipeline.explaining.BATCH", 10)
-
+def test_maps_of_changing_size_are_a_reason(trained, temporary):
     def fickle(model, images, target):
         return images[:, 0, : len(images)]
 
@@ -178,7 +178,7 @@ def test_maps_of_changing_size_are_a_reason(trained, temporary, monkeypatch):
     text = tiny.with_explainers(PLAIN, "fickle")
     reasons = pipeline.explain(tiny.job(tiny.write_definition(trained, name="f.toml", text=text), trained))
 
-    assert "'fickle' must return maps of one size" in reasons[0] and "(4, 32) and (10, 32)" in reasons[0]
+    assert "'fickle' must return maps of one size" in reasons[0] and "(7, 32) and (8, 32)" in reasons[0]
 
 
 def test_flat_maps_have_no_threshold_and_the_other_selections_are_scored_all_the_same(trained, temporary):
