@@ -9,6 +9,7 @@ from lapbench.explain import (
     cam,
     controls,
     gradient,
+    lrp,
     perturbation,
     relevance_cam,
 )
@@ -20,6 +21,6 @@ from lapbench.explain.state import untouched
 
 __all__ = [
     "Check", "Maps", "Prepared", "Request", "ante_hoc", "averaged_gradients", "cam", "check_explainer",
-    "controls", "explain", "explain_together", "from_attribute", "gradient", "passes_of", "perturbation",
-    "relevance_cam", "run_checks", "untouched",
+    "controls", "explain", "explain_together", "from_attribute", "gradient", "lrp", "passes_of",
+    "perturbation", "relevance_cam", "run_checks", "untouched",
 ]  # fmt: skip

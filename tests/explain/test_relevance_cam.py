@@ -2,12 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import SqueezeExcitation
 
 from explain.networks import images, network, plugged, small_resnet
 from lapbench.errors import ExplainerError, NotApplicableError
 from lapbench.explain import explain, untouched
 from lapbench.explain.passes import passes_of
-from lapbench.explain.relevance_cam import relevance_cam, relevance_rule
+from lapbench.explain.relevance_cam import relevance_cam, relevance_cam_rules
+from lapbench.explain.tape import Operation
 from lapbench.models.zoo import build
 from lapbench.registry import explainers
 
@@ -102,7 +104,7 @@ def test_against_a_slow_second_implementation(layer: int, start: str) -> None:
 
 def by_hand(model: nn.Module, batch: Tensor, relevance: Tensor, layer: str) -> Tensor:
     """The relevance that arrives at a layer's output, given that of the network's output."""
-    return passes_of(model, batch, TARGET).relevance(relevance, relevance_rule, layer)
+    return passes_of(model, batch, TARGET).relevance(relevance, relevance_cam_rules(), layer)
 
 
 class Then(nn.Module):
@@ -183,6 +185,31 @@ def test_batch_norm_relu_and_dropout_pass_relevance_on_unchanged() -> None:
 # --- properties
 
 
+def test_batch_norm_as_the_identity_changes_nothing() -> None:
+    """The authors' code multiplies relevance by X w / (X w + 1e-9), w = γ / √(σ² + ε)."""
+    model, batch = small_resnet().double(), images().double()
+
+    def published(operation: Operation, relevance: Tensor) -> tuple[Tensor]:
+        norm: nn.BatchNorm2d = operation.module
+        xw = operation.inputs[0] * (norm.weight / (norm.running_var + norm.eps).sqrt())[:, None, None]
+        return (relevance * xw / (xw + 1e-9),)
+
+    ours = relevance_cam_rules()
+    start = torch.rand(3, 4, dtype=torch.float64)
+    passes = passes_of(model, batch, TARGET)
+    theirs = passes.relevance(start, lambda o: published if o.kind is nn.BatchNorm2d else ours(o), "layer1")
+    torch.testing.assert_close(passes.relevance(start, ours, "layer1"), theirs, rtol=1e-5, atol=1e-12)
+
+
+def test_gates_and_smooth_activations_pass_relevance_back() -> None:
+    """Of a squeeze-and-excitation block, the channels that are gated receive all."""
+    torch.manual_seed(0)
+    block = SqueezeExcitation(4, 2, scale_activation=nn.Sigmoid)
+    relevance, x = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
+    chain = nn.Sequential(nn.SiLU(), block, nn.Hardswish(), nn.GELU())
+    assert torch.equal(by_hand(Then(chain), x, relevance, "here"), relevance)
+
+
 @pytest.mark.parametrize(("plug_it", "layer"), [(False, "layer4"), (False, "layer3"), (True, "layer4")])
 def test_relevance_is_conserved(plug_it: bool, layer: str) -> None:
     """Nothing is lost on the way but at units that nothing reaches, of which there are none here."""
@@ -208,15 +235,30 @@ def test_the_contrastive_start_tells_classes_apart_better_than_a_plain_one() -> 
     assert (F.cosine_similarity(*contrastive) < 0.995).all()
 
 
-@pytest.mark.parametrize("name", ["inception_v3", "squeezenet1_1", "googlenet", "mnasnet0_5"])
-def test_other_networks(name: str) -> None:
-    model = network(name)
-    found = maps(model, images(2, 107), TARGET[:2])
-    assert torch.isfinite(found).all()
-    assert found.abs().max() > 0
+FAST = (
+    "alexnet", "squeezenet1_1", "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5", "regnet_y_400mf",
+)  # fmt: skip
+SLOW = (
+    "resnet50", "wide_resnet50_2", "resnext50_32x4d", "vgg11_bn", "densenet121", "googlenet", "inception_v3",
+    "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s", "regnet_x_400mf",
+    "convnext_tiny",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("layer", ["last", "Mixed_7b", "Mixed_6e", "Mixed_5d", "maxpool2"])
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize("plug_it", [False, True])
+def test_every_network_from_its_last_to_a_shallow_layer(name: str, plug_it: bool) -> None:
+    """A shallow layer is reached through every kind of operation that the network has."""
+    model, batch = network(name), images(2, 107)
+    model = plugged(model) if plug_it else model
+    convolutions = [part for part, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    for layer in ("last", convolutions[0]):
+        found = maps(model, batch, TARGET[:2], layer=layer)
+        assert torch.isfinite(found).all()
+        assert found.abs().max() > 0
+
+
+@pytest.mark.parametrize("layer", ["last", "Mixed_6e", "maxpool2"])
 def test_inception_with_lap_at_every_depth(layer: str) -> None:
     found = maps(plugged(network("inception_v3")), images(2, 107), TARGET[:2], layer=layer)
     assert torch.isfinite(found).all()
@@ -233,8 +275,13 @@ def test_lap_networks_of_every_kind(settings: dict[str, object]) -> None:
 
 
 def test_an_operation_without_a_rule_is_named() -> None:
-    with pytest.raises(NotApplicableError, match="no rule for 'Hardswish', which lies between the layer and"):
-        maps(network("mobilenet_v3_small"), images(2, 64), TARGET[:2])
+    class Exponential(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.exp(x)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Exponential(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(NotApplicableError, match="no rule for 'exp', which lies between the layer and"):
+        maps(model, images(2, 64), TARGET[:2], layer="0")
 
 
 def test_wrong_layers_are_named() -> None:
