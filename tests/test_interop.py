@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from captum.attr import Saliency
 from explain.networks import images, plugged, small_resnet
 from torch import Tensor, nn
 
@@ -82,8 +83,13 @@ def test_a_plain_function_takes_what_quantus_hands_over(network: nn.Module) -> N
     explain_func = interop.quantus_explain_func(gradient)
     expected = draw(gradient, network, images(), TARGET).values.numpy()[:, None]
 
+    flipped = images().numpy()[:, :, :, ::-1].copy()[:, :, :, ::-1]
+    frozen = images().numpy()
+    frozen.flags.writeable = False
     for inputs, targets in [
         (images().numpy().astype(np.float64), TARGET.numpy().astype(np.int32)),
+        (flipped, TARGET.numpy()),
+        (frozen, TARGET.numpy()),
         (images(), [0, 1, 2]),
         (images(), TARGET[:, None]),
     ]:
@@ -91,6 +97,14 @@ def test_a_plain_function_takes_what_quantus_hands_over(network: nn.Module) -> N
         assert np.array_equal(given, expected)
     squared = explain_func(network, images(), TARGET, power=2)
     np.testing.assert_allclose(squared, expected**2, rtol=1e-6)
+
+
+def test_what_has_attribute_is_an_explainer(network: nn.Module) -> None:
+    expected = Saliency(network).attribute(images().requires_grad_(), TARGET).sum(1)
+
+    maps = interop.quantus_explain_func(Saliency)(network, images().numpy(), TARGET.numpy())
+
+    assert np.array_equal(maps[:, 0], expected.numpy())
 
 
 def test_a_network_in_train_mode_stays_as_it_was() -> None:
@@ -334,10 +348,10 @@ def test_smoothing_is_handed_on(network: nn.Module) -> None:
     assert np.array_equal(draw(smooth, network, images(), TARGET).values.numpy(), directly)
 
 
-@pytest.mark.parametrize("name", ["GradCAMPlusPlus", "LayerCAM", "ScoreCAM"])
+@pytest.mark.parametrize("name", ["GradCAMPlusPlus", "ScoreCAM"])
 def test_cams_keep_the_contract_bare(name: str, network: nn.Module) -> None:
     (cam,) = methods(name)
-    check_explainer(interop.from_grad_cam(cam, layer="layer3"), network, images(), TARGET, bare=True)
+    check_explainer(interop.from_grad_cam(cam, layer="layer1"), network, images(2), TARGET[:2], bare=True)
 
 
 def test_cams_of_a_network_with_lap() -> None:
@@ -434,22 +448,24 @@ def test_without_rules_it_is_the_gradient(network: nn.Module) -> None:
     assert torch.equal(plain, draw(gradient, network, images(), TARGET).values)
 
 
-@pytest.mark.parametrize("name", ["EpsilonPlus", "EpsilonAlpha2Beta1Flat", "ExcitationBackprop"])
+@pytest.mark.parametrize("name", ["EpsilonPlus", "ExcitationBackprop"])
 def test_relevance_keeps_the_contract_bare(name: str, network: nn.Module) -> None:
     from zennit import composites
 
     explainer = interop.from_zennit(getattr(composites, name), canonizers=[canonizer()])
-    check_explainer(explainer, network, images(), TARGET, bare=True)
+    check_explainer(explainer, network, images(2), TARGET[:2], bare=True)
 
 
 def test_integrated_gradients_keep_it_and_smoothgrad_depends_on_the_batch(network: nn.Module) -> None:
     from zennit.attribution import IntegratedGradients, SmoothGrad
 
-    whole = interop.from_zennit(attributor=functools.partial(IntegratedGradients, n_iter=5), start="one")
-    noisy = interop.from_zennit(attributor=functools.partial(SmoothGrad, n_iter=3), start="one")
+    whole = interop.from_zennit(attributor=functools.partial(IntegratedGradients, n_iter=2), start="one")
+    noisy = interop.from_zennit(attributor=functools.partial(SmoothGrad, n_iter=2), start="one")
 
-    check_explainer(whole, network, images(), TARGET, bare=True)
-    outcomes = run_checks(noisy, network, images(), TARGET, bare=True)  # one generator draws for all images
+    check_explainer(whole, network, images(2), TARGET[:2], bare=True)
+    outcomes = run_checks(
+        noisy, network, images(2), TARGET[:2], bare=True
+    )  # one generator draws for all images
     assert [c.name for c in outcomes if not c.passed] == ["alone as in a batch", "any order"]
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lapbench.errors import ExplainerError, ScoreError
 from lapbench.explain import explain
+from lapbench.explain.foreign import Attributor
 from lapbench.interop.library import library
 from lapbench.registry import ExplainerSpec, check_parameters, explainers
 from lapbench.score import upsample
@@ -26,15 +27,16 @@ from lapbench.types import FloatArray, MaskArray
 
 
 def quantus_explain_func(
-    explainer: str | ExplainerSpec | Callable[..., Any], **parameters: Any
+    explainer: str | ExplainerSpec | Attributor | Callable[..., Any], **parameters: Any
 ) -> Callable[..., FloatArray]:
-    """Make the ``explain_func`` that Quantus' metrics ask for of a registered name or a function.
+    """Make the ``explain_func`` that Quantus' metrics ask for.
 
-    The result is called as ``(model, inputs, targets, *, device=None, **more)``: inputs (N, C, H, W) and
-    targets (N,), arrays or tensors, brought to the device and precision of the model (to the device that is
-    given); more: further parameters of the explainer, what Quantus calls ``explain_func_kwargs``. It
-    runs through `lapbench.explain.explain` and returns maps (N, 1, H, W) float32, up-sampled to the image by
-    the explainer's declared rule (bilinear for a plain function) and otherwise raw. Needs no Quantus.
+    explainer: a registered name, a function, or what has Captum's ``attribute``. The result is called as
+    ``(model, inputs, targets, *, device=None, **more)``: inputs (N, C, H, W) and targets (N,), arrays or
+    tensors, are brought to the device and precision of the model (to the device that is given); more: further
+    parameters of the explainer, what Quantus calls ``explain_func_kwargs``. It runs through
+    `lapbench.explain.explain` and returns maps (N, 1, H, W) float32, up-sampled to the image by the
+    explainer's declared rule (bilinear where none is declared) and otherwise raw. Needs no Quantus.
     Errors: UnknownNameError for a name; ExplainerError for parameters that the explainer does not take, and
     for one that needs the truth or sample ids, which Quantus does not hand over.
     """
@@ -50,8 +52,8 @@ def quantus_explain_func(
     ) -> FloatArray:
         _check(spec, parameters | more)
         like = next(model.parameters(), torch.zeros(()))
-        images = torch.as_tensor(inputs).to(device or like.device, like.dtype)
-        classes = torch.as_tensor(targets).to(images.device, torch.int64).reshape(-1)
+        images = _tensor(inputs).to(device or like.device, like.dtype)
+        classes = _tensor(targets).to(images.device, torch.int64).reshape(-1)
         maps = explain(chosen, model, images, classes, parameters | more).values.cpu().numpy()
         size = (images.shape[2], images.shape[3])
         return upsample(maps, size, spec.upsample if spec else "bilinear")[:, None]
@@ -115,6 +117,11 @@ def quantus_scores(metric: Any, shard: Shard, masks: MaskArray, *, mode: Mode = 
             scores[index] = math.nan
             excluded[reason] += 1
     return QuantusScores(shard.ids, scores, dict(excluded), bool(judge.abs))
+
+
+def _tensor(values: Any) -> Tensor:
+    """Return values as a tensor; arrays are copied, as torch takes none that is read-only or flipped."""
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
 
 
 def _check(spec: ExplainerSpec | None, parameters: dict[str, Any]) -> None:
