@@ -463,9 +463,8 @@ def test_integrated_gradients_keep_it_and_smoothgrad_depends_on_the_batch(networ
     noisy = interop.from_zennit(attributor=functools.partial(SmoothGrad, n_iter=2), start="one")
 
     check_explainer(whole, network, images(2), TARGET[:2], bare=True)
-    outcomes = run_checks(
-        noisy, network, images(2), TARGET[:2], bare=True
-    )  # one generator draws for all images
+    # one generator draws for all images of a batch
+    outcomes = run_checks(noisy, network, images(2), TARGET[:2], bare=True)
     assert [c.name for c in outcomes if not c.passed] == ["alone as in a batch", "any order"]
 
 
