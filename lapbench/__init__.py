@@ -1,7 +1,8 @@
 """Measure how well importance maps of CNNs point at what is really there.
 
-The functions behind the commands, the LAP layer, and what a new explainer needs. Names are imported when they
-are first used, so that `import lapbench` costs nothing.
+The main job, the LAP layer, and what a new explainer needs. Names are imported when they are first used, so
+that `import lapbench` costs nothing. The stages of the job alone are in `lapbench.pipeline`: a name like
+`lapbench.explain` is the room.
 """
 
 import importlib
@@ -11,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lapbench import interop
     from lapbench.benchmark import Benchmark, Concept, Plug, load_benchmark
-    from lapbench.explain import Maps, check_explainer, from_attribute
+    from lapbench.explain import Maps, check_explainer, explain_together, from_attribute
     from lapbench.models import AdaptiveLAP2d, LAP2d, plug
-    from lapbench.pipeline import Job, Workspace, explain, report, run, score, train
+    from lapbench.pipeline import Job, Workspace, run
     from lapbench.registry import architecture, explainer, reader
 
 _HOMES = {
     "benchmark": ("Benchmark", "Concept", "Plug", "load_benchmark"),
-    "explain": ("Maps", "check_explainer", "from_attribute"),
+    "explain": ("Maps", "check_explainer", "explain_together", "from_attribute"),
     "models": ("AdaptiveLAP2d", "LAP2d", "plug"),
-    "pipeline": ("Job", "Workspace", "explain", "report", "run", "score", "train"),
+    "pipeline": ("Job", "Workspace", "run"),
     "registry": ("architecture", "explainer", "reader"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -42,6 +43,6 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "AdaptiveLAP2d", "Benchmark", "Concept", "Job", "LAP2d", "Maps", "Plug", "Workspace", "architecture",
-    "check_explainer", "explain", "explainer", "from_attribute", "interop", "load_benchmark", "plug",
-    "reader", "report", "run", "score", "train",
+    "check_explainer", "explain_together", "explainer", "from_attribute", "interop", "load_benchmark", "plug",
+    "reader", "run",
 ]  # fmt: skip

@@ -49,5 +49,15 @@ def test_every_public_name_of_the_report_is_there() -> None:
         report.leaderbord  # noqa: B018
 
 
+def test_public_names_are_no_rooms_of_the_same_name() -> None:
+    """A room takes its name in the package as soon as it is imported, and the main job imports them all."""
+    import lapbench
+    import lapbench.pipeline
+
+    for name in set(lapbench.__all__) - {"interop"}:
+        assert callable(getattr(lapbench, name)), name
+    assert set(lapbench.__all__) <= set(dir(lapbench))
+
+
 def test_this_test_can_fail() -> None:
     assert imported("import torch", HEAVY) == {"torch"}

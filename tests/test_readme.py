@@ -35,6 +35,22 @@ def test_lap_is_a_layer_like_any_other():
     assert names["logits"].shape == (1, 2)
 
 
+def test_explainers_are_asked_together():
+    names: dict[str, object] = {}
+
+    exec(block_with("explain_together"), names)
+
+    assert [maps.values.shape[0] for maps in names["maps"]] == [4, 4, 4]
+
+
+def test_every_explainer_is_named():
+    section = README.partition("## The explainers")[2].partition("Explainers that are asked")[0]
+
+    assert {spec.name for spec in explainers if spec.origin == "lapbench"} <= set(
+        re.findall(r"`(\w+)`", section)
+    )
+
+
 def test_the_ten_line_explainer_keeps_the_contract(registered):
     names: dict[str, object] = {"__name__": "readme"}
     exec(block_with("gradient_norm"), names)

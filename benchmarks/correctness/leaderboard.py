@@ -1,0 +1,64 @@
+"""What changes in a leaderboard when Guided Backprop and DeepLIFT are computed correctly.
+
+Stock Captum's explainers join as a third party's would, and stand beside lapbench's on two networks: the
+quickstart's LAP-ResNet, and a GoogLeNet, whose ReLUs are functions. On the LAP-ResNet stock DeepLIFT raises
+(its ReLUs are used more than once); the row "DeepLIFT (Captum on own ReLUs)" is what one gets who mends that
+and nothing else.
+
+    python benchmarks/correctness/leaderboard.py [lapbench run's options: --out, --cache, …]
+"""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from captum.attr import DeepLift, GuidedBackprop
+from torch import Tensor, nn
+
+from lapbench import Maps, explainer
+from lapbench.cli import main
+from lapbench.explain import passes_of
+from lapbench.explain.attribution import relative_miss
+
+DEFINITION = Path(__file__).with_suffix(".toml")
+
+
+def _drawn(method: Any, images: Tensor, target: Tensor, **options: Any) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Setting (forward, )?backward hooks", UserWarning)  # Captum says so
+        attributions: Tensor = method.attribute(images, target=target, **options).detach()
+    return attributions
+
+
+@explainer("stock_guided_backprop", version=1, title="Guided Backprop (Captum)", signed=True)
+def stock_guided_backprop(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """Captum's Guided Backprop, on the network as it is."""
+    return _drawn(GuidedBackprop(model), images, target).sum(1)
+
+
+@explainer("stock_deeplift", version=1, title="DeepLIFT (Captum)", signed=True)
+def stock_deeplift(model: nn.Module, images: Tensor, target: Tensor) -> Maps:
+    """Captum's DeepLIFT, on the network as it is."""
+    return _deeplift(model, model, images, target)
+
+
+@explainer("mended_deeplift", version=1, title="DeepLIFT (Captum on own ReLUs)", signed=True)
+def mended_deeplift(model: nn.Module, images: Tensor, target: Tensor) -> Maps:
+    """Captum's DeepLIFT on the canonical network: every ReLU its own module, Captum's rules for the rest."""
+    network = passes_of(model, images, target).prepared.canonical.module
+    return _deeplift(network, model, images, target)
+
+
+def _deeplift(network: nn.Module, model: nn.Module, images: Tensor, target: Tensor) -> Maps:
+    flat = torch.zeros_like(images)
+    attributions = _drawn(DeepLift(network), images, target, baselines=flat)
+    with torch.no_grad():
+        difference = (model(images) - model(flat[:1])).gather(1, target[:, None])[:, 0]
+    return Maps(attributions.sum(1), {"completeness_error": relative_miss(attributions, difference)})
+
+
+if __name__ == "__main__":
+    sys.argv[1:1] = ["run", str(DEFINITION)]
+    main()
