@@ -63,10 +63,10 @@ def canonical(model: nn.Module) -> Canonical:
     copy), every module is a new object without the user's hooks: nothing done to the result can be seen in
     ``model``. Errors: NotApplicableError where torch.fx cannot trace the network.
     """
-    twin = twin_of(model).eval()
     tracer = _Tracer()
-    optional = list(inspect.signature(twin.forward).parameters.values())[1:]  # behind the images
     try:
+        twin = twin_of(model).eval()
+        optional = list(inspect.signature(twin.forward).parameters.values())[1:]  # behind the images
         graph = tracer.trace(twin, {p.name: p.default for p in optional if p.default is not p.empty})
     except Exception as error:
         raise NotApplicableError(
@@ -76,7 +76,6 @@ def canonical(model: nn.Module) -> Canonical:
     module = fx.GraphModule(twin, graph)
     module.graph.eliminate_dead_code()
     for number, node in enumerate(list(module.graph.nodes)):
-        _out_of_place(node)
         own = _own_module(module, node)
         if own is not None:
             _call(module, node, f"own_{number}", own)
@@ -97,11 +96,37 @@ def twin_of(module: nn.Module) -> nn.Module:
 
 
 class _Tracer(fx.Tracer):
-    """Traces down to torch's modules and LAP layers, and notes which node each module returns."""
+    """Traces down to torch's modules and LAP layers, and notes which node each module returns.
+
+    What works in place becomes an operation that does not; all that is done with the tensor from there on is
+    done with its result. (Where a *view* is changed in place, that cannot be seen in a graph.)
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.outputs: dict[str, fx.Node] = {}
+        self._changed: dict[fx.Node, fx.Node] = {}  # what was worked on in place → what it is since
+
+    def create_node(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *named: Any, **more: Any
+    ) -> fx.Node:
+        args, kwargs = fx.node.map_arg((args, kwargs), self._now)
+        out_of_place = _out_of_place(kind, target)
+        changed = args[0] if args else kwargs.get("input")
+        in_place = out_of_place is not target or kwargs.get("inplace") is True
+        if kind == "call_module":
+            in_place = getattr(self.root.get_submodule(target), "inplace", False)
+        elif in_place:
+            kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
+        node = super().create_node(kind, out_of_place, args, kwargs, *named, **more)
+        if in_place and isinstance(changed, fx.Node):
+            self._changed[changed] = node
+        return node
+
+    def _now(self, node: fx.Node) -> fx.Node:
+        while node in self._changed:
+            node = self._changed[node]
+        return node
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, LAP) or super().is_leaf_module(m, module_qualified_name)
@@ -111,7 +136,7 @@ class _Tracer(fx.Tracer):
     ) -> Any:
         result = super().call_module(m, forward, args, kwargs)
         if isinstance(result, fx.Proxy):
-            self.outputs[self.path_of_module(m)] = result.node
+            self.outputs[self.path_of_module(m)] = self._now(result.node)
         return result
 
 
@@ -119,7 +144,6 @@ _POOL = ("kernel_size", "stride", "padding")
 _FUNCTIONS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     F.relu: (nn.ReLU, ("inplace",)),
     torch.relu: (nn.ReLU, ()),
-    torch.relu_: (nn.ReLU, ()),
     F.relu6: (nn.ReLU6, ("inplace",)),
     F.leaky_relu: (nn.LeakyReLU, ("negative_slope", "inplace")),
     F.elu: (nn.ELU, ("alpha", "inplace")),
@@ -138,27 +162,32 @@ _FUNCTIONS: dict[Any, tuple[type[nn.Module], tuple[str, ...]]] = {
     F.adaptive_avg_pool2d: (nn.AdaptiveAvgPool2d, ("output_size",)),
 }
 """Functions, the module that does the same, and the names of the arguments behind the input."""
-_METHODS: dict[str, Any] = {
-    "relu": torch.relu, "relu_": torch.relu, "sigmoid": torch.sigmoid, "sigmoid_": torch.sigmoid,
-    "tanh": torch.tanh, "tanh_": torch.tanh,
-}  # fmt: skip
-_OUT_OF_PLACE: dict[Any, Any] = {
+_METHODS: dict[str, Any] = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
+_AUGMENTED: dict[Any, Any] = {
     operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
-    operator.itruediv: operator.truediv, "add_": "add", "sub_": "sub", "mul_": "mul", "div_": "div",
+    operator.itruediv: operator.truediv,
 }  # fmt: skip
+"""What these do, without changing their first argument."""
 
 
-def _out_of_place(node: fx.Node) -> None:
-    """Turn ``a += b`` into ``a + b``: a sum in place would change what a hook has stored."""
-    if node.op in ("call_function", "call_method"):
-        node.target = _OUT_OF_PLACE.get(node.target, node.target)
+def _out_of_place(kind: str, target: Any) -> Any:
+    """Return what does the same as a function or method that works in place, without that; or itself."""
+    if kind == "call_method" and target.endswith("_") and callable(getattr(Tensor, target[:-1], None)):
+        return target[:-1]  # x.relu_()
+    name = getattr(target, "__name__", "")
+    if kind == "call_function" and target in _AUGMENTED:
+        return _AUGMENTED[target]
+    if kind == "call_function" and name.endswith("_") and not name.endswith("__"):
+        return getattr(F, name[:-1], getattr(torch, name[:-1], target))  # F.relu_(x), torch.clamp_(x, …)
+    return target
 
 
 def _own_module(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     """Return the fresh module that should do what a node does, or None where the node may stay."""
     if node.op == "call_module":
         module = graph_module.get_submodule(str(node.target))
-        if not isinstance(module, (*ACTIVATIONS, nn.MaxPool2d, LAP)):
+        in_place = getattr(module, "inplace", False)
+        if not isinstance(module, (*ACTIVATIONS, nn.MaxPool2d, LAP)) and not in_place:
             return None
         own = twin_of(module)
         if hasattr(own, "inplace"):

@@ -28,7 +28,7 @@ def derivative(operation: Operation, received: Any) -> tuple[Any, ...]:
     """Any operation: it is done once more, and torch differentiates it."""
     leaves = [_leaf(value) for value in operation.inputs]
     with torch.enable_grad():
-        output = operation.again(*map(_copied, leaves) if operation.in_place else leaves)
+        output = operation.again(*leaves)
     outputs, gradients = _pairs(output, received)
     wanted = [tensor for leaf in leaves for tensor in _tensors(leaf) if tensor.requires_grad]
     if not wanted or not outputs:
@@ -52,22 +52,28 @@ def reshaped(operation: Operation, received: Tensor) -> tuple[Tensor, ...]:
 def _leaf(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(map(_leaf, value))
-    return value.detach().requires_grad_() if value.is_floating_point() else value
-
-
-def _copied(leaf: Any) -> Any:
-    return type(leaf)(map(_copied, leaf)) if isinstance(leaf, tuple | list) else leaf.clone()
+    differentiable = isinstance(value, Tensor) and value.is_floating_point()
+    return value.detach().requires_grad_() if differentiable else value
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    return [t for part in value for t in _tensors(part)] if isinstance(value, tuple | list) else [value]
+    if isinstance(value, tuple | list):
+        return [tensor for part in value for tensor in _tensors(part)]
+    return [value] if isinstance(value, Tensor) else []
 
 
 def _like(leaf: Any, found: Mapping[int, Tensor | None]) -> Any:
     if isinstance(leaf, tuple | list):
         parts = [(_like(part, found), part) for part in leaf]
-        return tuple(torch.zeros_like(part) if g is None else g for g, part in parts)
+        return tuple(_nothing(part) if g is None else g for g, part in parts)
     return found.get(id(leaf))
+
+
+def _nothing(value: Any) -> Any:
+    """What a value receives that nothing is sent back to."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_nothing, value))
+    return torch.zeros_like(value) if isinstance(value, Tensor) else None
 
 
 def _pairs(output: Any, received: Any) -> tuple[list[Tensor], list[Tensor]]:
@@ -76,9 +82,11 @@ def _pairs(output: Any, received: Any) -> tuple[list[Tensor], list[Tensor]]:
     return [o for o, _ in both], [g for _, g in both]
 
 
-def _max_pool(operation: Operation, received: Tensor) -> tuple[Tensor]:
+def _max_pool(operation: Operation, received: Tensor) -> tuple[Any, ...]:
     """To the winner of each window."""
     module, x = operation.module, operation.inputs[0]
+    if module.return_indices:
+        return derivative(operation, received)
     settings = [
         _pair(value) for value in (module.kernel_size, module.stride, module.padding, module.dilation)
     ]
@@ -145,6 +153,8 @@ def _sum(operation: Operation, received: Tensor) -> tuple[Tensor, ...]:
 
 
 def _concatenation(operation: Operation, received: Tensor) -> tuple[Any, ...]:
+    if not operation.args:
+        return derivative(operation, received)
     dimension = operation.kwargs.get("dim", operation.args[1] if len(operation.args) > 1 else 0)
     tensors, nodes = operation.args[0], cast(list[fx.Node], operation.node.args[0])
     parts = torch.split(received, [part.shape[dimension] for part in tensors], dimension)
@@ -158,7 +168,7 @@ def _piece(operation: Operation, received: Any) -> tuple[Any, ...]:
     pieces, index = operation.args
     if not isinstance(pieces, tuple | list):
         return derivative(operation, received)
-    parts = [torch.zeros_like(piece) for piece in pieces]
+    parts = [_nothing(piece) for piece in pieces]
     if isinstance(index, slice):
         for position, part in zip(range(len(pieces))[index], received, strict=True):
             parts[position] = part

@@ -56,11 +56,13 @@ def _product(operation: Operation, received: Tensor) -> tuple[Any, ...]:
     return to_a.sum_to_size(operation.inputs[0].shape), to_x.sum_to_size(operation.inputs[1].shape)
 
 
-def _max_pool(operation: Operation, received: Tensor) -> tuple[Tensor]:
+def _max_pool(operation: Operation, received: Tensor) -> tuple[Any, ...]:
     """As `given_to_winners`; what overlapping windows give one pixel adds up.
 
     Captum's own rule keeps only the last window's part.
     """
+    if operation.module.return_indices:
+        return derivative(operation, received)
     before = operation.before
     pairs = (operation.inputs[0], before.inputs[0]), (operation.output, before.output)
     (x, x_), (y, y_) = [(now.flatten(2), old.flatten(2)) for now, old in pairs]

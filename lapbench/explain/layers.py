@@ -52,7 +52,7 @@ def _feature_maps(model: nn.Module, image: Tensor) -> list[str]:
     handles = [part.register_forward_hook(note(name)) for name, part in parts]
     try:
         with torch.no_grad():
-            model(image)
+            model(image.clone())  # it may work in place
     finally:
         for handle in handles:
             handle.remove()

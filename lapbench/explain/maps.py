@@ -51,7 +51,7 @@ def explain(
     function = explainer.function if isinstance(explainer, ExplainerSpec) else as_function(explainer)
     name = spec.name if spec else getattr(function, "__name__", repr(function))
     arguments = _arguments(spec, parameters, images, target, masks, ids)
-    images, target = images.detach().clone(), target.clone()
+    images, target = _own(images), _own(target)
     with untouched(model), sharing(model, images, target, passes):
         try:
             result = function(model, images, target, **arguments)
@@ -89,7 +89,7 @@ def explain_together(
     """
     reaches = [r.explainer.reach if isinstance(r.explainer, ExplainerSpec) else "output" for r in requests]
     reach: Reach = max(reaches, key=("output", "layer", "image").index, default="output")
-    passes = Passes(network, images.detach(), target, reach)
+    passes = Passes(network, _own(images), _own(target), reach)
     results: list[Maps | LapbenchError] = []
     for request in requests:
         try:
@@ -104,6 +104,12 @@ def explain_together(
         else:
             results.append(maps)
     return results
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Copy a tensor, into one that gradients may be asked of even where the caller is in inference mode."""
+    with torch.inference_mode(False):
+        return tensor.detach().clone()
 
 
 def _arguments(

@@ -1,10 +1,10 @@
 """Passes through a network that several explainers share: each is made once a batch, when first asked for."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +16,7 @@ from lapbench.explain.differences import differences
 from lapbench.explain.layers import layer_of
 from lapbench.explain.tape import RuleBook, Tape, one_hot
 from lapbench.models.lap import LapRecord, record_laps
+from lapbench.models.predict import evaluating
 from lapbench.registry import Reach
 
 T = TypeVar("T")
@@ -30,17 +31,26 @@ class Prepared:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._layers: dict[tuple[str, torch.Size], str] = {}
+        self._traced: Canonical | NotApplicableError | None = None
 
-    @property
-    def canonical(self) -> Canonical:
-        """Its canonical form. Errors: NotApplicableError where torch.fx cannot trace it."""
+    def canonical(self, images: Tensor) -> Canonical:
+        """Its canonical form, which answers to images as itself does.
+
+        Errors: NotApplicableError where torch.fx cannot trace it, or what is traced is not the whole of it.
+        """
+        if self._traced is None:
+            try:
+                self._traced = _tried(self.model, images[:1])
+            except NotApplicableError as error:
+                self._traced = error
         if isinstance(self._traced, NotApplicableError):
             raise self._traced
         return self._traced
 
-    @property
-    def traceable(self) -> bool:
+    def traceable(self, images: Tensor) -> bool:
         """Whether it has a canonical form."""
+        with suppress(NotApplicableError):
+            self.canonical(images)
         return isinstance(self._traced, Canonical)
 
     def layer(self, layer: str, images: Tensor) -> str:
@@ -50,12 +60,27 @@ class Prepared:
             self._layers[key] = layer_of(self.model, layer, images)
         return self._layers[key]
 
-    @cached_property
-    def _traced(self) -> Canonical | NotApplicableError:
-        try:
-            return canonical(self.model)
-        except NotApplicableError as error:
-            return error
+
+def _tried(model: nn.Module, image: Tensor) -> Canonical:
+    """Trace a network, and let both answer to one image: not all that PyTorch can do shows in a graph."""
+    form = canonical(model)
+    with evaluating(model), torch.no_grad():
+        wanted, found = _answer(model, image.clone()), form.module(image)
+    if not torch.allclose(found, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()), equal_nan=True):
+        raise NotApplicableError(
+            f"{type(model).__name__}, as torch.fx traces it, answers otherwise than it does itself: hooks "
+            "that change values or weights do not show in its graph, nor do views that are changed in place"
+        )
+    return form
+
+
+def _answer(model: nn.Module, images: Tensor) -> Tensor:
+    logits: Any = model(images)
+    if not isinstance(logits, Tensor):
+        raise NotApplicableError(
+            f"the network must return logits (B, N) alone, found {type(logits).__name__}"
+        )
+    return logits
 
 
 class Passes:
@@ -74,38 +99,38 @@ class Passes:
     @property
     def logits(self) -> Tensor:
         """What the network answers, (B, N)."""
-        return self._untraced[0] if not self.prepared.traceable else self._tape().logits
+        return self._tape().logits if self._traceable else self._untraced[0]
 
     @property
     def laps(self) -> list[LapRecord]:
         """What every LAP layer of the network saw and said, shallow to deep."""
-        return self._untraced[1] if not self.prepared.traceable else self._tape().laps
+        return self._tape().laps if self._traceable else self._untraced[1]
 
     def activation(self, layer: str = "last") -> Tensor:
         """The feature map (B, K, h, w) that a layer puts out; ``layer`` as in `layer_of`."""
-        if not self.prepared.traceable:
+        if not self._traceable:
             return self._hooked(layer)[0]
         node = self._node(layer)
         return _feature_map(self._tape(node).values[node], layer)
 
     def gradient(self, layer: str = "last") -> Tensor:
         """The gradient (B, K, h, w) of the target's logit by a layer's output."""
-        if not self.prepared.traceable:
+        if not self._traceable:
             return self._hooked(layer)[1]
         return _feature_map(self._walked(derivatives.gradient, self._node(layer)), layer)
 
     def image_gradient(self) -> Tensor:
         """The gradient (B, C, H, W) of the target's logit by the image."""
-        if not self.prepared.traceable:
+        if not self._traceable:
             return self._hooked(None)[1]
-        return self._walked(derivatives.gradient, self.prepared.canonical.images)
+        return self._walked(derivatives.gradient, self._network.images)
 
     def guided_gradient(self) -> Tensor:
         """The same (B, C, H, W), where every ReLU lets only positive gradients back.
 
         Errors: NotApplicableError for a network without any ReLU, where this is the plain gradient.
         """
-        network = self.prepared.canonical
+        network = self._network
         if not any(isinstance(part, nn.ReLU) for part in network.module.modules()):
             name = type(self.prepared.model).__name__
             raise NotApplicableError(f"{name} has no ReLU: Guided Backprop would be the plain gradient")
@@ -113,18 +138,26 @@ class Passes:
 
     def multipliers(self, baseline: Tensor) -> tuple[Tensor, Tensor]:
         """DeepLIFT's multipliers (B, C, H, W) for a baseline (1, C, H, W), and its logits (1, N)."""
-        network = self.prepared.canonical
+        network = self._network
         tape, reference = self._tape(network.images), Tape(network, baseline)
         received = tape.walk_back(one_hot(tape.logits, self.target), differences, reference=reference)
         return received, reference.logits
 
     def relevance(self, start: Tensor, rules: RuleBook, layer: str | None = None) -> Tensor:
         """Walk back from relevances (B, N) of the logits, by these rules, to a layer or the image."""
-        node = self.prepared.canonical.images if layer is None else self._node(layer)
+        node = self._network.images if layer is None else self._node(layer)
         return self._tape(node).walk_back(start, rules, until=node)
 
+    @property
+    def _network(self) -> Canonical:
+        return self.prepared.canonical(self.images)
+
+    @property
+    def _traceable(self) -> bool:
+        return self.prepared.traceable(self.images)
+
     def _node(self, layer: str) -> fx.Node:
-        return self.prepared.canonical.output_of(self.prepared.layer(layer, self.images))
+        return self._network.output_of(self.prepared.layer(layer, self.images))
 
     def _walked(self, rules: RuleBook, node: fx.Node) -> Tensor:
         def walk() -> Tensor:
@@ -135,7 +168,7 @@ class Passes:
 
     def _tape(self, start: fx.Node | None = None) -> Tape:
         """The forward pass, with what is kept from a node on; made anew only where too little was kept."""
-        network = self.prepared.canonical
+        network = self._network
         for tape in self._tapes:
             if start is None or start in tape.kept:
                 return tape
@@ -154,14 +187,14 @@ class Passes:
     @cached_property
     def _untraced(self) -> tuple[Tensor, list[LapRecord]]:
         with torch.no_grad(), record_laps(self.prepared.model) as records:
-            return self.prepared.model(self.images), list(records)
+            return _answer(self.prepared.model, self.images.clone()), list(records)
 
     def _hooked(self, layer: str | None) -> tuple[Tensor, Tensor]:
         """A layer's output and its gradient, or the images and theirs, in a network that cannot be traced."""
 
         def make() -> tuple[Tensor, Tensor]:
             model, outputs = self.prepared.model, []
-            images = self.images.detach().requires_grad_(layer is None)
+            images = self.images.clone().requires_grad_(layer is None)
 
             def keep(_module: nn.Module, _inputs: Any, output: Any) -> Any:
                 outputs.append(_feature_map(output, layer).detach().requires_grad_())
@@ -171,7 +204,7 @@ class Passes:
             handle = None if name is None else model.get_submodule(name).register_forward_hook(keep)
             try:
                 with torch.enable_grad():
-                    score = model(images).gather(1, self.target[:, None]).sum()
+                    score = _answer(model, images.clone()).gather(1, self.target[:, None]).sum()
             finally:
                 if handle is not None:
                     handle.remove()
@@ -187,13 +220,14 @@ def _feature_map(value: Any, layer: str | None) -> Tensor:
     return value
 
 
-_shared: ContextVar[tuple[nn.Module, Tensor, Tensor, Passes] | None] = ContextVar("shared", default=None)
+_Key: TypeAlias = tuple[Any, ...]
+_shared: ContextVar[tuple[_Key, Passes] | None] = ContextVar("shared", default=None)
 
 
 @contextmanager
 def sharing(model: nn.Module, images: Tensor, target: Tensor, passes: Passes | None) -> Iterator[None]:
     """Let an explainer that is given these very tensors share the passes of its batch."""
-    token = _shared.set(None if passes is None else (model, images, target, passes))
+    token = _shared.set(None if passes is None else (_key(model, images, target), passes))
     try:
         yield
     finally:
@@ -201,8 +235,17 @@ def sharing(model: nn.Module, images: Tensor, target: Tensor, passes: Passes | N
 
 
 def passes_of(model: nn.Module, images: Tensor, target: Tensor) -> Passes:
-    """The passes of a batch: those that its explainers share, or fresh ones for any other images."""
+    """The passes of a batch: those that its explainers share, or fresh ones for any other images.
+
+    Other images are also the batch's own, once they have been changed in place.
+    """
     shared = _shared.get()
-    if shared is not None and all(a is b for a, b in zip(shared, (model, images, target), strict=False)):
-        return shared[3]
+    if shared is not None and shared[0] == _key(model, images, target):
+        return shared[1]
     return Passes(Prepared(model), images.detach(), target)
+
+
+def _key(model: nn.Module, images: Tensor, target: Tensor) -> _Key:
+    tensors = images, target
+    versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+    return id(model), *map(id, tensors), *versions

@@ -76,12 +76,6 @@ class Operation:
             self._tape.winners[self.node] = found[1]
         return self._tape.winners[self.node]
 
-    @property
-    def in_place(self) -> bool:
-        """Whether doing it would change its inputs, as modules that the canonical form does not know may."""
-        name = str(self.kind).removesuffix("_") if isinstance(self.kind, str) else self.kind
-        return name != self.kind or bool(self.kwargs.get("inplace") or getattr(self.module, "inplace", False))
-
     def again(self, *inputs: Any) -> Any:
         """Do it once more with other values in place of its inputs."""
         given = iter(inputs)

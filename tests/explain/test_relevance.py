@@ -277,7 +277,7 @@ class Gated(nn.Module):
     [
         lambda x: F.adaptive_avg_pool2d(x, 1),  # smaller
         torch.sigmoid,
-        lambda x: F.hardsigmoid(x).reshape(2, 3, 4, 4),
+        lambda x: F.hardsigmoid(x).reshape(-1, 3, 4, 4),
         lambda x: x.mean((2, 3), keepdim=True).expand_as(x),
     ],
 )
@@ -293,6 +293,24 @@ def test_the_signal_takes_all_and_its_gate_nothing(
 def test_two_signals_cannot_be_told_apart() -> None:
     with pytest.raises(NotApplicableError, match=r"a product \('mul'\) of two features of the same size"):
         back(Gated(torch.relu, False), normal(2, 3, 4, 4), normal(2, 3, 4, 4))
+
+
+def test_what_is_divided_takes_all() -> None:
+    relevance = normal(2, 3, 4, 4)
+    found, _ = back(Normalised(), normal(2, 3, 4, 4), relevance)
+    assert torch.equal(found, relevance)
+    with pytest.raises(NotApplicableError, match="no rule for a constant that is divided by features"):
+        back(Inverse(), normal(2, 3, 4, 4), relevance)
+
+
+class Normalised(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.mean((1, 2, 3), keepdim=True)
+
+
+class Inverse(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 1 / x
 
 
 def test_constants_factors_and_rearrangements_pass_all_on() -> None:
