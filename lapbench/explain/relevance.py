@@ -45,12 +45,12 @@ class Ledger:
 
     def ratio(self, relevance: Tensor, total: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
         """Return R / (z + ε sign z), 0 where that divides by 0, and write down what bias and ε take of R."""
-        stable = total + torch.where(total < 0, -epsilon, epsilon) if epsilon else total
+        stable = torch.where(total < 0, total - epsilon, total + epsilon) if epsilon else total
         dead = stable == 0
         ratio = (relevance / stable.masked_fill(dead, 1)).masked_fill(dead, 0)
         if bias is not None:
             self.bias = self.bias + (bias * ratio).flatten(1).sum(1)
-        kept = (relevance * dead) + (stable - total) * ratio if epsilon else relevance * dead
+        kept = relevance * dead + (stable - total) * ratio
         self.epsilon = self.epsilon + kept.flatten(1).sum(1)
         return ratio
 
@@ -134,7 +134,7 @@ def evenly(layer: Layer) -> Sequence[Portion]:
 
 def _of_sign(layer: Layer, sign: int) -> list[Term]:
     """The contributions of one sign."""
-    same, other = (_part(layer.weight, sign), _part(layer.weight, -sign))
+    same, other = _part(layer.weight, sign), _part(layer.weight, -sign)
     bias = None if layer.bias is None else _part(layer.bias, sign)
     terms: list[Term] = [(layer.x.clamp_min(0), same, bias)]
     if (layer.x < 0).any():  # never behind a ReLU
@@ -290,7 +290,8 @@ def unweighted(ledger: Ledger, epsilon: float = 0.0) -> Mapping[Any, Rule]:
     return {
         **REARRANGING,
         **dict.fromkeys((*ACTIVATIONS, *_FURTHER_ACTIVATIONS, stochastic_depth), passed_on),
-        **dict.fromkeys((operator.mul, torch.mul, "mul", operator.truediv, torch.div, "div"), _gated),
+        **dict.fromkeys((operator.mul, torch.mul, "mul"), _gated),
+        **dict.fromkeys((operator.truediv, torch.div, "div"), _divided),
         **dict.fromkeys((operator.add, torch.add, "add", operator.sub, torch.sub, "sub"), affine),
         **dict.fromkeys((nn.LayerNorm, F.layer_norm), layer_norm),
         nn.BatchNorm2d: batch_norm,
@@ -309,11 +310,20 @@ def _to_winners(operation: Operation, relevance: Tensor) -> tuple[Any, ...]:
 
 
 def _gated(operation: Operation, relevance: Tensor) -> tuple[Any, ...]:
-    """The signal takes all, its gate nothing; a factor or divisor that does not come from the images, too."""
-    inputs = operation.inputs
-    signal = 0 if len(inputs) == 1 else _signal(operation)
-    parts: list[Tensor | None] = [None] * len(inputs)
-    parts[signal] = relevance.sum_to_size(inputs[signal].shape)
+    """The signal takes all, its gate nothing; nor does a factor that does not come from the images."""
+    return _all_to(operation, 0 if len(operation.sources) == 1 else _signal(operation), relevance)
+
+
+def _divided(operation: Operation, relevance: Tensor) -> tuple[Any, ...]:
+    """What is divided takes all."""
+    if operation.node.args[0] is not operation.sources[0]:
+        raise NotApplicableError("relevance has no rule for a constant that is divided by features")
+    return _all_to(operation, 0, relevance)
+
+
+def _all_to(operation: Operation, position: int, relevance: Tensor) -> tuple[Any, ...]:
+    parts: list[Tensor | None] = [None] * len(operation.sources)
+    parts[position] = relevance.sum_to_size(operation.inputs[position].shape)
     return tuple(parts)
 
 

@@ -6,6 +6,7 @@ each kind of operation.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -86,7 +87,7 @@ def relevance_cam_rules() -> RuleBook:
     ledger = Ledger()  # what biases are given is of no interest here
 
     def split(operation: Operation) -> Split:
-        return _without_bias if operation.kind in LINEAR else _with_bias_in_both_halves
+        return partial(_halves, bias=operation.kind not in LINEAR)
 
     return book(
         "Relevance-CAM",
@@ -102,14 +103,6 @@ def relevance_cam_rules() -> RuleBook:
     )
 
 
-def _without_bias(layer: Layer) -> Sequence[Portion]:
-    return _halves(layer, None)
-
-
-def _with_bias_in_both_halves(layer: Layer) -> Sequence[Portion]:
-    return _halves(layer, layer.bias)
-
-
-def _halves(layer: Layer, bias: Tensor | None) -> Sequence[Portion]:
-    x, w = layer.x, layer.weight
-    return [Portion([(x.clamp_min(0), w.clamp_min(0), bias), (x.clamp_max(0), w.clamp_max(0), bias)])]
+def _halves(layer: Layer, bias: bool) -> Sequence[Portion]:
+    x, w, b = layer.x, layer.weight, layer.bias if bias else None
+    return [Portion([(x.clamp_min(0), w.clamp_min(0), b), (x.clamp_max(0), w.clamp_max(0), b)])]

@@ -104,9 +104,7 @@ def test_epsilon_zero_is_input_times_gradient_where_all_is_piecewise_linear(name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["alexnet", "densenet121", "googlenet", "inception_v3", "vgg11_bn", "mobilenet_v2"]
-)
+@pytest.mark.parametrize("name", ["alexnet", "densenet121", "googlenet", "inception_v3", "vgg11_bn"])
 def test_epsilon_zero_is_input_times_gradient_in_large_networks(name: str) -> None:
     test_epsilon_zero_is_input_times_gradient_where_all_is_piecewise_linear(name)
 
