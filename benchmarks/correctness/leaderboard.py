@@ -5,9 +5,12 @@ quickstart's LAP-ResNet, and a GoogLeNet, whose ReLUs are functions. On the LAP-
 (its ReLUs are used more than once); the row "DeepLIFT (Captum on own ReLUs)" is what one gets who mends that
 and nothing else.
 
-    python benchmarks/correctness/leaderboard.py [lapbench run's options: --out, --cache, …]
+    python benchmarks/correctness/leaderboard.py [BENCHMARK] [--out DIR] [--cache DIR] [--data DIR]
+
+BENCHMARK: another definition, whose networks are explained instead, such as deeppcb.
 """
 
+import argparse
 import sys
 import warnings
 from pathlib import Path
@@ -15,14 +18,22 @@ from typing import Any
 
 import torch
 from captum.attr import DeepLift, GuidedBackprop
+from rich.console import Console
 from torch import Tensor, nn
 
-from lapbench import Maps, explainer
-from lapbench.cli import main
+from lapbench import Job, Maps, Workspace, explainer, load_benchmark, run
+from lapbench.benchmark import Explainer
+from lapbench.cli import Bars
 from lapbench.explain import passes_of
 from lapbench.explain.attribution import relative_miss
+from lapbench.pipeline import default_cache
+from lapbench.report import render_terminal
 
 DEFINITION = Path(__file__).with_suffix(".toml")
+ROWS = (
+    "gradient", "guided_backprop", "stock_guided_backprop", "deeplift", "stock_deeplift", "mended_deeplift",
+    "grad_cam", "random", "center", "oracle",
+)  # fmt: skip
 
 
 def _drawn(method: Any, images: Tensor, target: Tensor, **options: Any) -> Tensor:
@@ -47,7 +58,7 @@ def stock_deeplift(model: nn.Module, images: Tensor, target: Tensor) -> Maps:
 @explainer("mended_deeplift", version=1, title="DeepLIFT (Captum on own ReLUs)", signed=True)
 def mended_deeplift(model: nn.Module, images: Tensor, target: Tensor) -> Maps:
     """Captum's DeepLIFT on the canonical network: every ReLU its own module, Captum's rules for the rest."""
-    network = passes_of(model, images, target).prepared.canonical.module
+    network = passes_of(model, images, target).prepared.canonical(images).module
     return _deeplift(network, model, images, target)
 
 
@@ -59,6 +70,22 @@ def _deeplift(network: nn.Module, model: nn.Module, images: Tensor, target: Tens
     return Maps(attributions.sum(1), {"completeness_error": relative_miss(attributions, difference)})
 
 
+def main() -> int:
+    """Run, print the leaderboard, and return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("benchmark", nargs="?", default=str(DEFINITION), help="whose networks are explained")
+    parser.add_argument("--out", type=Path, default=Path("reports/captum"))
+    parser.add_argument("--cache", type=Path, default=default_cache())
+    parser.add_argument("--data", type=Path, help="the folder that holds the data set's files")
+    given = parser.parse_args()
+    benchmark = load_benchmark(given.benchmark)
+    rows = {"explainers": tuple(Explainer(name=name) for name in ROWS), "name": f"{benchmark.name}-captum"}
+    with Bars() as bars:
+        workspace = Workspace(given.out, given.cache, given.data, progress=bars.update, notify=bars.note)
+        board = run(Job(benchmark.model_copy(update=rows), workspace))
+    Console(width=120).print(render_terminal(board))
+    return 0
+
+
 if __name__ == "__main__":
-    sys.argv[1:1] = ["run", str(DEFINITION)]
-    main()
+    sys.exit(main())

@@ -72,7 +72,7 @@ def together(model: nn.Module, images: Tensor, size: int = BATCH) -> dict[str, l
 
 def stock(model: nn.Module, images: Tensor, size: int = BATCH) -> dict[str, list[Tensor]]:
     """One explainer after another."""
-    canonical = Prepared(model).canonical.module
+    canonical = Prepared(model).canonical(images).module
     captums: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "grad_cam": lambda x, t: LayerGradCam(model, model.layer4).attribute(x, t, relu_attributions=True),
         "guided_grad_cam": lambda x, t: GuidedGradCam(model, model.layer4).attribute(
