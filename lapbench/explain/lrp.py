@@ -40,8 +40,8 @@ RuleName: TypeAlias = Literal["epsilon", "z_plus", "alpha_beta", "flat", "epsilo
     card=Card(
         cost="1 forward, 1 walk back to the image of 1 (epsilon) to 4 (alpha_beta) forwards and backwards",
         limits="networks that torch.fx cannot trace, or with an operation that has no rule: it is named",
-        computed_by="lapbench: Captum's LRP has no rule for residual sums, SiLU, gates or layer norm "
-        "(captum #712), and counts a skip connection twice",
+        computed_by="lapbench: Captum's LRP has no rule for ReLU6, SiLU or layer norm (captum #712), and "
+        "conserves no relevance on ResNet",
     ),
 )
 def lrp(

@@ -118,7 +118,7 @@ def by_epsilon(layer: Layer, epsilon: float) -> Sequence[Portion]:
 
 
 def by_positive(layer: Layer) -> Sequence[Portion]:
-    """LRP-z⁺: positive contributions only, x⁺ W⁺ + x⁻ W⁻ + b⁺ (Montavon et al., 2017, Eq. 14)."""
+    """LRP-z⁺: positive contributions only, x⁺ W⁺ + x⁻ W⁻ + b⁺ (Montavon et al., 2017)."""
     return [Portion(_of_sign(layer, 1))]
 
 

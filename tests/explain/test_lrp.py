@@ -94,7 +94,7 @@ def test_as_zennit_with_its_canonizers(rule: RuleName, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["small_resnet", "squeezenet1_1", "shufflenet_v2_x0_5"])
 def test_epsilon_zero_is_input_times_gradient_where_all_is_piecewise_linear(name: str) -> None:
-    """Montavon et al. (2019), section 10.2.1: LRP-0 of a network of ReLUs and maxima."""
+    """LRP-0 of a network of ReLUs and maxima (Montavon et al., 2019)."""
     model = (small_resnet() if name == "small_resnet" else network(name)).double()
     batch = images(3, 80).double().requires_grad_()
     score = model(batch).gather(1, TARGET[:, None]).sum()
