@@ -468,7 +468,7 @@ def test_integrated_gradients_keep_it_and_smoothgrad_depends_on_the_batch(networ
     assert [c.name for c in outcomes if not c.passed] == ["alone as in a batch", "any order"]
 
 
-def test_rules_are_removed_where_registering_fails_half_way(network: nn.Module) -> None:
+def test_a_canonizer_that_fails_half_way_harms_no_network(network: nn.Module) -> None:
     from zennit.composites import EpsilonPlus
 
     class Failing:

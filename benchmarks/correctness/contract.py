@@ -27,6 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors are small; one of the checks takes two
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import captum.attr
@@ -179,19 +180,19 @@ def _class_agnostic(name: str, function: Callable[..., Any]) -> ExplainerSpec:
 
 
 def of_quantus() -> Iterator[Subject]:
-    """What ``quantus.explain`` draws by itself."""
+    """What ``quantus.explain`` draws, by Captum and by zennit."""
 
     def maps(options: dict[str, Any], model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
         found = quantus.explain(model, images.numpy(), target.numpy(), **options)
         return torch.from_numpy(found)[:, 0]
 
     for name in ("Saliency", "InputXGradient", "IntegratedGradients", "DeepLift", "GradientShap", "LRP"):
-        yield Subject("Quantus", f"explain, {name}", functools.partial(maps, {"method": name}))
+        yield Subject("Quantus", name, functools.partial(maps, {"method": name}))
     rules = {
         "xai_lib": "zennit", "composite": zennit.composites.EpsilonPlus, "canonizer": ResNetCanonizer,
         "attributor": zennit.attribution.Gradient,
     }  # fmt: skip
-    yield Subject("Quantus", "explain, zennit's EpsilonPlus", functools.partial(maps, rules))
+    yield Subject("Quantus", "EpsilonPlus (zennit's)", functools.partial(maps, rules))
 
 
 def of_zennit() -> Iterator[Subject]:
@@ -257,6 +258,8 @@ def faults_of(subject: Subject, *, bare: bool) -> Faults:
         model = with_lap(model)
     images = torch.randn(len(TARGET), 3, SIDE, SIDE, generator=torch.Generator().manual_seed(SEED))
     few = FEW.get(subject.name) if subject.library == OWN else None
+    if isinstance(subject.explainer, functools.partial):
+        subject.explainer.__name__ = subject.name  # for messages
     try:
         outcomes = run_checks(subject.explainer, model, images, torch.tensor(TARGET), few, bare=bare)
     except NotApplicableError as error:
@@ -297,8 +300,8 @@ def rendered(found: list[Examined], minutes: float) -> str:
         f"{len(CHECKS)} checks, {len(found)} explainers; `lapbench.check_explainer` runs them on yours. The "
         "first number tells how many explainers of a library break a check as that library has them called, "
         "the second how many still do when `lapbench.explain` calls them, which is how lapbench's own are "
-        "called. A dot: none. That a network in train mode keeps its statistics, other libraries leave to "
-        "their caller.",
+        "called. A dot: none. Without maps (shape), the checks after it are not run. That a network in train "
+        "mode keeps its statistics, other libraries leave to their caller.",
         "",
         _row(["check", *(f"{name} ({len(group)})" for name, group in groups.items())]),
         _row(["---", *(["---:"] * len(libraries))]),
@@ -368,7 +371,7 @@ def _circumstances(minutes: float) -> list[str]:
         "lapbench's controls, EigenCAM. Parameters of lapbench's explainers that differ from their defaults, "
         f"to save time: {few}.",
         "",
-        f"{versions}; Python {platform.python_version()}, {torch.get_num_threads()} threads; "
+        f"{versions}; Python {platform.python_version()}, {torch.get_num_threads()} thread(s); "
         f"{minutes:.1f} minutes.",
     ]
 

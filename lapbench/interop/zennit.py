@@ -1,5 +1,6 @@
 """The relevance rules and attributors of zennit as explainers."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -27,9 +28,9 @@ def from_zennit(
     it; also what occlusion compares) or ``one``, which is right for gradients, smoothed and integrated ones
     too, and makes relevance that same map divided by the logit.
 
-    The maps (B, H, W) are the sum over the image's channels, signed. The composite is registered for the time
-    of a call and always removed, also where registering fails half-way; zennit merges batch norms into the
-    weights meanwhile, so one network must not be explained in two threads at once.
+    The maps (B, H, W) are the sum over the image's channels, signed. zennit merges batch norms into weights
+    for the time of a call, and leaves them merged where that fails half-way; every call therefore works on a
+    copy of the network, weights included.
     Errors: MissingLibraryError where zennit cannot be imported.
     """
     make = attributor or library("zennit.attribution", "zennit").Gradient
@@ -41,12 +42,9 @@ def from_zennit(
             chosen = F.one_hot(target, logits.shape[1]).to(logits)
             return chosen if start == "one" else chosen * logits.detach()
 
-        with untouched(model):
-            try:
-                _, relevance = make(model=model, composite=rules)(images.detach().clone(), begin)
-            finally:
-                if rules is not None:
-                    rules.remove()
+        twin = copy.deepcopy(model)
+        with untouched(twin):
+            _, relevance = make(model=twin, composite=rules)(images.detach().clone(), begin)
         maps: Tensor = relevance.detach().sum(1)
         return maps
 
