@@ -38,7 +38,8 @@ ROWS = (
 
 def _drawn(method: Any, images: Tensor, target: Tensor, **options: Any) -> Tensor:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Setting (forward, )?backward hooks", UserWarning)  # Captum says so
+        for message in ("Setting (forward, )?backward hooks", "Input Tensor .* did not"):  # as Captum must
+            warnings.filterwarnings("ignore", message, UserWarning)
         attributions: Tensor = method.attribute(images, target=target, **options).detach()
     return attributions
 
