@@ -120,6 +120,7 @@ class Tape:
         """What the network answers, (B, N)."""
         return cast(Tensor, self.values[self._end])
 
+    @torch.no_grad()
     def walk_back(
         self,
         received: Tensor,
