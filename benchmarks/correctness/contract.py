@@ -301,7 +301,9 @@ def rendered(found: list[Examined], minutes: float) -> str:
         "first number tells how many explainers of a library break a check as that library has them called, "
         "the second how many still do when `lapbench.explain` calls them, which is how lapbench's own are "
         "called. A dot: none. Without maps (shape), the checks after it are not run. That a network in train "
-        "mode keeps its statistics, other libraries leave to their caller.",
+        "mode keeps its statistics, other libraries leave to their caller. `lapbench.explain` hands over "
+        "weights and images that need no gradient: methods that hook what needs one find none, and come "
+        "through `lapbench.interop` instead.",
         "",
         _row(["check", *(f"{name} ({len(group)})" for name, group in groups.items())]),
         _row(["---", *(["---:"] * len(libraries))]),
