@@ -72,7 +72,7 @@ class Untraceable(nn.Module):
         self.head = nn.Linear(6, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.body(x) if float(x.sum()) > 1e9 else self.body(x) * 2
+        x = self.body(x) if float(x.detach().sum()) > 1e9 else self.body(x) * 2
         return 3 * self.head((x + x**2).mean((2, 3)))
 
 

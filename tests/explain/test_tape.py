@@ -155,7 +155,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "functional layers": lambda x: F.max_pool2d(F.relu(F.conv2d(x, torch.ones(2, 6, 3, 3).to(x))), 2),
     "named arguments": lambda x: F.relu(input=F.max_pool2d(input=x, kernel_size=2, stride=1)),
     "methods in place": lambda x: x.add_(1).mul_(0.5).neg_().clamp_(-0.6, 0.2).sub_(x.mean()).relu_(),
-    "functions in place": lambda x: F.leaky_relu_(F.celu(x, inplace=True).exp() - 0.9, 0.2) + torch.neg_(x * 2),
+    "functions in place": lambda x: F.leaky_relu_(F.celu(x, inplace=True).exp() - 0.9) + torch.neg_(x * 2),
     "a += b": lambda x: plus_equals(x),
     "in place, result dropped": lambda x: dropping(x),
     "tuples and negative indices": lambda x: x.chunk(3, 1)[-1] * x.split([2, 4], 1)[0].sigmoid(),
