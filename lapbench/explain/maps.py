@@ -11,6 +11,7 @@ from lapbench.errors import DataError, ExplainerError, LapbenchError, StoreError
 from lapbench.explain.foreign import Attributor, as_function
 from lapbench.explain.passes import Passes, Prepared, sharing
 from lapbench.explain.state import untouched
+from lapbench.models.predict import memory_errors
 from lapbench.registry import ExplainerSpec, Reach
 
 
@@ -45,7 +46,7 @@ def explain(
     control); ids: the samples' ids, for seeded controls. passes: what other explainers have asked of this
     batch already. Returns float32 maps (B, h, w) without a graph.
     Errors: ExplainerError when the explainer fails or returns anything else; NotApplicableError when it has
-    no meaning for this network or target.
+    no meaning for this network or target; torch.OutOfMemoryError, also for a CPU's memory.
     """
     spec = explainer if isinstance(explainer, ExplainerSpec) else None
     function = explainer.function if isinstance(explainer, ExplainerSpec) else as_function(explainer)
@@ -54,12 +55,11 @@ def explain(
     images, target = _own(images), _own(target)
     with untouched(model), sharing(model, images, target, passes):
         try:
-            result = function(model, images, target, **arguments)
+            with memory_errors():
+                result = function(model, images, target, **arguments)
         except (LapbenchError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # as CPUs say it
-                raise torch.OutOfMemoryError(str(error)) from error
             raise ExplainerError(f"explainer {name!r} failed: {type(error).__name__}: {error}") from error
     maps = result if isinstance(result, Maps) else Maps(result)
     return _checked(name, maps, len(images))

@@ -59,3 +59,22 @@ def test_inception_predicts_one_tensor_even_from_training_mode():
     model = build("inception_v3", num_classes=3, parameters={"aux_logits": True}).train()
 
     assert predict(model, torch.randn(2, 3, 80, 80)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError(), torch.OutOfMemoryError()],
+)
+def test_out_of_memory_is_one_error_whatever_ran_out(error: Exception) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    model = nn.Linear(2, 2)
+    model.register_forward_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        predict(model, torch.zeros(3, 2))
+
+
+def test_other_errors_are_the_networks_own() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        predict(nn.Linear(2, 2), torch.zeros(3, 5))

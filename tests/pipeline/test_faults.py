@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import h5py
+import numpy as np
 import pytest
 import torch
 
@@ -206,3 +208,42 @@ def test_a_diverging_score_is_not_swallowed(copied, monkeypatch):
     monkeypatch.setattr("lapbench.pipeline.scoring.localise", fail)
     with pytest.raises(ScoreError, match="cannot"):
         pipeline.score(tiny.job(copied / "tiny.toml", copied))
+
+
+FULL = "DefaultCPUAllocator: can't allocate memory"
+
+
+def test_batches_shrink_where_memory_ends_and_the_maps_stay(trained, finished, monkeypatch):
+    """Whatever gives more than two images at once to the network's last layer runs out of memory."""
+    ordinary, sizes = torch.nn.functional.linear, set()
+
+    def linear(x, *weights):
+        sizes.add(len(x))
+        if len(x) > 2:
+            raise RuntimeError(FULL)
+        return ordinary(x, *weights)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    path = tiny.write_definition(trained, name="small.toml", text=PLAIN)
+    assert pipeline.explain(tiny.job(path, trained)) == []
+    assert sizes == {1, 2, 4, 8}
+    shards = [path.relative_to(trained / "cache") for path in (trained / "cache" / "maps").rglob("*.h5")]
+    walked = [path for path in shards if path.parent.name in ("deeplift", "grad-cam")]
+    assert len(walked) == 2 * 2 * 2  # explainers × random weights or not × splits
+    for path in walked:
+        with h5py.File(trained / "cache" / path) as found, h5py.File(finished.cache / path) as expected:
+            one, other = (np.asarray(file["arrays/maps"], "f8") for file in (found, expected))
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-3 * abs(other).max())
+
+
+def test_an_explainer_that_never_fits_is_a_reason_and_the_others_go_on(trained, temporary):
+    def glutton(model, images, target):
+        raise RuntimeError(FULL)
+
+    temporary("glutton", glutton)
+    text = tiny.with_explainers(PLAIN, "glutton", "grad_cam")
+    board = pipeline.run(tiny.job(tiny.write_definition(trained, name="g.toml", text=text), trained))
+
+    reasons = {row.reason for row in board.rows if row.explainer == "Glutton"}
+    assert reasons == {"the device's memory does not hold even one sample"}
+    assert all(row.complete for row in board.rows if row.explainer == "Grad-CAM")
