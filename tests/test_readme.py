@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import torch
+from typer.testing import CliRunner
 
 import lapbench
 from lapbench.benchmark import Model
@@ -13,7 +14,8 @@ from lapbench.models import build
 from lapbench.registry import explainers
 from lapbench.toml import Table, parse_toml
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
@@ -49,6 +51,13 @@ def test_every_explainer_is_named():
     assert {spec.name for spec in explainers if spec.origin == "lapbench"} <= set(
         re.findall(r"`(\w+)`", section)
     )
+
+
+def test_the_cards_are_those_of_today():
+    """Made by: lapbench ls explainers -v > reports/explainers/cards.txt"""
+    shown = CliRunner().invoke(app, ["ls", "explainers", "-v"]).output
+
+    assert (ROOT / "reports/explainers/cards.txt").read_text(encoding="utf-8") == shown
 
 
 def test_the_ten_line_explainer_keeps_the_contract(registered):
