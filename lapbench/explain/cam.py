@@ -37,7 +37,7 @@ def grad_cam(
 
 @explainer(
     "grad_cam_pp",
-    version=1,
+    version=2,
     title="Grad-CAM++",
     paper="Chattopadhay et al., WACV 2018, Eq. 19",
     reach="layer",
@@ -46,13 +46,13 @@ def grad_cam(
 def grad_cam_pp(model: nn.Module, images: Tensor, target: Tensor, *, layer: str = "last") -> Tensor:
     """Grad-CAM whose weights count positive gradients only, each by its share in its channel.
 
-    ReLU(Σ_k w_k A_k), w_k = Σ α ReLU(g), α = g² / (2 g² + Σ A_k g³), for the score exp(y), whose higher
-    derivatives are powers of g = ∂y/∂A; the factor exp(y), common to a whole map, is left out.
+    ReLU(Σ_k w_k A_k), w_k = Σ_ij α ReLU(g), α = g² / (2 g² + g³ Σ_ab A_k,ab), for the score exp(y), whose
+    higher derivatives are powers of g = ∂y/∂A_k,ij; the factor exp(y), common to a whole map, is left out.
     """
     passes = passes_of(model, images, target)
     activation, g = passes.activation(layer), passes.gradient(layer)
-    denominator = 2 * g**2 + (activation * g**3).sum((2, 3), keepdim=True)
-    alpha = torch.where(denominator == 0, 0, g**2 / denominator.masked_fill(denominator == 0, 1))
+    denominator = 2 + g * activation.sum((2, 3), keepdim=True)  # both divided by g²
+    alpha = torch.where(denominator == 0, 0, 1 / denominator)
     weights = (alpha * g.relu()).sum((2, 3), keepdim=True)
     return (weights * activation).sum(1).relu()
 

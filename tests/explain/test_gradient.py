@@ -1,8 +1,6 @@
-import copy
 import warnings
 
 import captum.attr
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,78 +32,9 @@ def toy() -> tuple[nn.Module, Tensor, Tensor]:
     return BasicModel_ConvNet_One_Conv(), torch.arange(16.0).view(1, 1, 4, 4), torch.tensor([0])
 
 
-def test_grad_cam_of_captums_toy_network() -> None:
-    model, image, target = toy()
-    convolution = maps("grad_cam", model, image, target, layer="conv1", relu_attributions=False)
-    torch.testing.assert_close(convolution, torch.tensor([[[11.25, 13.5], [20.25, 22.5]]]))
-    rectified = maps("grad_cam", model, image, target, layer="relu1")
-    torch.testing.assert_close(rectified, torch.tensor([[[0.0, 4.0], [28.0, 32.5]]]))
-
-
 def test_guided_backprop_of_captums_toy_network() -> None:
     expected = torch.tensor([[[0, 1, 1, 1], [1, 3, 3, 2], [1, 3, 3, 2], [1, 2, 2, 1.0]]])
     torch.testing.assert_close(maps("guided_backprop", *toy()), expected)
-
-
-# --- Grad-CAM
-
-
-def slow_grad_cam(model: nn.Module, layer: nn.Module, batch: Tensor, target: Tensor) -> Tensor:
-    """One image at a time, straight from the paper's Eq. 1 and 2."""
-    result = []
-    for image, label in zip(batch, target, strict=True):
-        kept: list[Tensor] = []
-        handle = layer.register_forward_hook(lambda _m, _i, output, kept=kept: kept.append(output))
-        logits = model(image[None].requires_grad_())
-        handle.remove()
-        (gradient,) = torch.autograd.grad(logits[0, label], kept[0])
-        weights = [channel.mean() for channel in gradient[0]]
-        result.append(sum(w * a for w, a in zip(weights, kept[0][0], strict=True)).relu())
-    return torch.stack(result).detach()
-
-
-@pytest.mark.parametrize("model", [small_resnet(), plugged(small_resnet())], ids=["plain", "plugged"])
-def test_grad_cam_against_the_formula(model: nn.Module) -> None:
-    torch.testing.assert_close(
-        maps("grad_cam", model, images()), slow_grad_cam(model, model.layer4, images(), TARGET)
-    )
-
-
-def test_grad_cam_against_pytorch_grad_cam() -> None:
-    from pytorch_grad_cam import GradCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    model = small_resnet()
-    ours = maps("grad_cam", model, images(side=64))
-    ours = F.interpolate(ours[:, None], size=(64, 80), mode="bilinear", align_corners=False)[:, 0]
-    low, high = ours.amin((1, 2), keepdim=True), ours.amax((1, 2), keepdim=True)
-    ours = (ours - low) / (high - low)
-    foreign = copy.deepcopy(model)  # it changes the model
-    with GradCAM(model=foreign, target_layers=[foreign.layer4]) as method:
-        theirs = method(images(side=64), [ClassifierOutputTarget(int(t)) for t in TARGET])
-    np.testing.assert_allclose(ours, theirs, atol=5e-5)
-
-
-def test_the_last_stage_has_the_name_that_papers_use() -> None:
-    from lapbench.explain.layers import layer_of
-
-    inception = network("inception_v3")
-    assert layer_of(inception, "last", images(1, 107)) == "Mixed_7c"
-    assert layer_of(plugged(inception), "last", images(1, 107)) == "Mixed_7c"
-    assert layer_of(small_resnet(), "last", images()) == "layer4"
-    assert layer_of(plugged(small_resnet()), "last", images()) == "layer4"
-    assert layer_of(network("squeezenet1_1"), "last", images(1, 64)) == "features"
-    assert layer_of(nn.Sequential(small_resnet()), "last", images()) == "0.layer4"
-
-
-def test_layers_are_found_by_name() -> None:
-    assert maps("grad_cam", small_resnet(), images(), layer="layer2").shape == (3, 8, 12)
-    with pytest.raises(ExplainerError, match="the network has no layer 'layer_3'; did you mean 'layer3'"):
-        maps("grad_cam", small_resnet(), images(), layer="layer_3")
-    with pytest.raises(NotApplicableError, match="layer 'fc' puts out no feature map"):
-        maps("grad_cam", small_resnet(), images(), layer="fc")
-    with pytest.raises(NotApplicableError, match=r"no part of Sequential puts out a feature map .* 32×48"):
-        maps("grad_cam", nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 48, 4)), images())
 
 
 # --- Guided Backprop and Guided Grad-CAM
