@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lapbench.errors import ExplainerError, NotApplicableError
 from lapbench.explain.foreign import Attributor, as_function
@@ -280,12 +281,15 @@ def _leaves_all_in_train_mode(case: Case) -> str | None:
 
 
 def _leaves_all_after_an_exception(case: Case) -> str | None:
-    faults = []
-    for when in ("forward", "backward"):
+    """One of its operations fails: an early one, in the network; a late one, on the way back through it."""
+    whole, faults = _Failing(), []
+    case.call(_within(whole, case.function))
+    for part in (0.25, 0.75):
+        failing = _Failing(at=max(1, int(part * whole.count)))
         # suppressed: the planted exception, wrapped in anything
-        with _failing(case.model, when), _traces(case) as found, suppress(Exception):
-            case.call(case.function)
-        faults += [f"{trace} (the network failed in its {when} pass)" for trace in found]
+        with _traces(case) as found, suppress(Exception):
+            case.call(_within(failing, case.function))
+        faults += [f"{trace} (operation {failing.at} of {whole.count} failed)" for trace in found]
     return "; ".join(faults) or None
 
 
@@ -337,28 +341,31 @@ def _random_weights(model: nn.Module) -> Iterator[None]:
         model.load_state_dict(own)
 
 
-@contextmanager
-def _failing(model: nn.Module, when: str) -> Iterator[None]:
-    """Make the last layer with weights raise, in its forward pass or while gradients flow back through it."""
-    layer = [model, *(part for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear))][-1]
+class _Failing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations on tensors, those of backward passes too, and lets one of them fail."""
 
-    def fail(*_: Any) -> Any:
-        raise RuntimeError("a planted failure")
+    def __init__(self, at: int = 0) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count, self.at = 0, at
 
-    def forward(x: Tensor) -> Tensor:
-        if when == "forward":
-            fail()
-        output: Tensor = ordinary(x)
-        if output.requires_grad:
-            output.register_hook(fail)  # type: ignore[no-untyped-call]
-        return output
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += 1
+        if self.count == self.at:
+            raise RuntimeError("a planted failure")
+        return func(*args, **(kwargs or {}))
 
-    ordinary = layer.forward
-    vars(layer)["forward"] = forward  # a twin of the layer carries it, too
-    try:
-        yield
-    finally:
-        vars(layer).pop("forward", None)
+
+def _within(mode: _Failing, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function alone within a mode, not what `explain` does before and after."""
+
+    @wraps(function)
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        with mode:
+            return function(*arguments, **named)
+
+    return wrapped
 
 
 @contextmanager
