@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models.inception import BasicConv2d, InceptionA, InceptionC
+from torchvision.models.inception import BasicConv2d, InceptionA
+from torchvision.models.resnet import BasicBlock
 from torchvision.models.squeezenet import Fire
 
 from explain.networks import images, network, plugged, small_resnet, unsettled
@@ -29,6 +30,15 @@ SHORT = {
 LAPS = {"lap", "lap_all", "lap_average", "lap_geometric"}
 
 
+def narrow_resnet() -> nn.Module:
+    """ResNet's kind: a sum of two branches, and a ReLU that is called twice."""
+    torch.manual_seed(0)
+    downsample = nn.Sequential(nn.Conv2d(6, 8, 1, stride=2, bias=False), nn.BatchNorm2d(8))
+    stem = [nn.Conv2d(3, 6, 3, stride=2, bias=False), nn.BatchNorm2d(6), nn.ReLU(inplace=True)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]
+    return unsettled(nn.Sequential(*stem, BasicBlock(6, 8, 2, downsample), *head), side=24)
+
+
 def narrow_squeezenet() -> nn.Module:
     """SqueezeNet's kind: concatenations, and a classifier that is a convolution."""
     torch.manual_seed(0)
@@ -41,19 +51,20 @@ def narrow_squeezenet() -> nn.Module:
 
 
 def narrow_inception() -> nn.Module:
-    """Inception's kind: branches that pool, functional ReLUs and pools, factorised convolutions."""
+    """Inception's kind: branches that pool, and functional ReLUs and pools."""
     torch.manual_seed(0)
-    stem = OrderedDict(
-        stem=BasicConv2d(3, 8, kernel_size=3, stride=2), a=InceptionA(8, 4), c=InceptionC(228, 4)
-    )
-    head = OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=nn.Linear(768, 4))
-    model = nn.Sequential(stem | head)
-    return unsettled(model, seed=1, side=24)  # at seed 0 the input of a ReLU lies within rounding of 0
+    stages = [
+        BasicConv2d(3, 8, kernel_size=3, stride=2),
+        InceptionA(8, 4),
+        BasicConv2d(228, 12, kernel_size=1),
+    ]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)]
+    return unsettled(nn.Sequential(*stages, *head), seed=1, side=24)
 
 
 NARROW = {
-    "resnet": small_resnet,
-    "lap-resnet": lambda: plugged(small_resnet()),
+    "resnet": narrow_resnet,
+    "lap-resnet": lambda: plugged(narrow_resnet(), sites="all"),
     "squeezenet": narrow_squeezenet,
     "inception": narrow_inception,
 }
@@ -447,11 +458,14 @@ def test_one_image_is_not_enough() -> None:
         check_explainer(gradient, small_resnet(), images(1, 24), TARGET[:1])
 
 
-def test_explainers_with_other_parameters_keep_the_contract() -> None:
-    model, batch = plugged(small_resnet()), images(2, 24)
-    check_explainer(explainers.get("lap"), model, batch, TARGET, {"layer": 2})
-    check_explainer(explainers.get("lap_all"), model, batch, TARGET, {"mode": "strict", "resize": "nearest"})
-    check_explainer(
-        explainers.get("relevance_cam"), model, batch, TARGET, {"layer": "layer2", "start": "logit"}
-    )
-    check_explainer(explainers.get("deeplift"), model, batch, TARGET, {"baseline": 1.0, "reduce": "max_abs"})
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("lap", {"layer": 2}),
+        ("lap_all", {"mode": "strict", "resize": "nearest"}),
+        ("relevance_cam", {"layer": "0", "start": "logit"}),
+        ("deeplift", {"baseline": 1.0, "reduce": "max_abs"}),
+    ],
+)
+def test_explainers_with_other_parameters_keep_the_contract(name: str, parameters: dict[str, object]) -> None:
+    check_explainer(explainers.get(name), built("lap-resnet"), images(2, 24), TARGET, parameters)
