@@ -32,7 +32,7 @@ def test_shipped_definitions_load_by_name_and_by_path(path):
 
     assert found == load_benchmark(path) and found.name == path.stem and found.title
     assert {"random", "center", "ones", "oracle"} <= {explainer.name for explainer in found.explainers}
-    assert found.protocol.randomised_weights
+    assert found.protocol.randomised_weights or path.stem == "explainers"  # too dear for every explainer
 
 
 def test_there_are_shipped_definitions():

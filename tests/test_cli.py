@@ -133,7 +133,7 @@ def test_stages_one_by_one_tell_what_they_do(lapbench, finished, tmp_path):
     unknown = lapbench("report", path, code=3)
     assert "run `lapbench explain` first" in " ".join(unknown.stdout.split())
 
-    assert "explain: Grad-CAM on plain (39/39)" in lapbench("explain", path).stderr
+    assert "explain: plain (39/39)" in lapbench("explain", path).stderr
     assert "score (4/4)" in lapbench("score", path).stderr
     lapbench("report", path)
     wanted = {r.key: r.mean for r in finished.board.rows}

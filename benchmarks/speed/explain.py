@@ -10,7 +10,8 @@ images, on ResNet-18 with LAP at 224 px. Three ways run in turn in this process:
     bare       the passes that the suite cannot avoid, by torch itself: one forward of the images, one of
                DeepLIFT's baseline, two backwards to the images (the guided one and DeepLIFT's)
 
-The ratios of the medians of the rounds count. The maps that stock Captum gets right must be the same ones.
+The network is traced before, once, as it is for a data set. The ratios of the medians of the rounds count. The
+maps that stock Captum gets right must be the same ones.
 Each way's peak of memory is that of a process of its own. On a machine with a GPU the maps per second follow,
 at batch 1 and at the best batch.
 
@@ -18,13 +19,13 @@ at batch 1 and at the best batch.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from captum.attr import DeepLift, GuidedBackprop, GuidedGradCam, LayerGradCam
@@ -43,7 +44,7 @@ ROUNDS = 7
 WANTED_OVER_STOCK = 2.5
 WANTED_OVER_BARE = 1.3
 
-Way = Callable[[nn.Module, Tensor], dict[str, list[Tensor]]]
+Way = Callable[[Prepared, Tensor], dict[str, list[Tensor]]]
 
 
 def network() -> nn.Module:
@@ -59,9 +60,9 @@ def batches(images: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
     return [(part, part.new_ones(len(part), dtype=torch.int64)) for part in images.split(size)]
 
 
-def together(model: nn.Module, images: Tensor, size: int = BATCH) -> dict[str, list[Tensor]]:
+def together(prepared: Prepared, images: Tensor, size: int = BATCH) -> dict[str, list[Tensor]]:
     """All explainers, batch by batch."""
-    prepared, requests = Prepared(model), [Request(explainers.get(name)) for name in SUITE]
+    requests = [Request(explainers.get(name)) for name in SUITE]
     drawn: dict[str, list[Tensor]] = {name: [] for name in SUITE}
     for part, target in batches(images, size):
         for name, maps in zip(SUITE, explain_together(requests, prepared, part, target), strict=True):
@@ -70,9 +71,9 @@ def together(model: nn.Module, images: Tensor, size: int = BATCH) -> dict[str, l
     return drawn
 
 
-def stock(model: nn.Module, images: Tensor, size: int = BATCH) -> dict[str, list[Tensor]]:
+def stock(prepared: Prepared, images: Tensor, size: int = BATCH) -> dict[str, list[Tensor]]:
     """One explainer after another."""
-    canonical = Prepared(model).canonical(images).module
+    model, canonical = prepared.model, prepared.canonical(images).module
     captums: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "grad_cam": lambda x, t: LayerGradCam(model, model.layer4).attribute(x, t, relu_attributions=True),
         "guided_grad_cam": lambda x, t: GuidedGradCam(model, model.layer4).attribute(
@@ -93,8 +94,9 @@ def stock(model: nn.Module, images: Tensor, size: int = BATCH) -> dict[str, list
     return drawn
 
 
-def bare(model: nn.Module, images: Tensor, size: int = BATCH) -> dict[str, list[Tensor]]:
+def bare(prepared: Prepared, images: Tensor, size: int = BATCH) -> dict[str, list[Tensor]]:
     """The passes alone."""
+    model = prepared.model
     for part, target in batches(images, size):
         x = part.clone().requires_grad_()
         chosen = model(x).gather(1, target[:, None]).sum()
@@ -108,21 +110,21 @@ def bare(model: nn.Module, images: Tensor, size: int = BATCH) -> dict[str, list[
 WAYS: dict[str, Way] = {"together": together, "stock": stock, "bare": bare}
 
 
-def in_turn(model: nn.Module, images: Tensor, rounds: int) -> dict[str, float]:
+def in_turn(prepared: Prepared, images: Tensor, rounds: int) -> dict[str, float]:
     """Median seconds of each way; in every round each runs once, so that disturbances hit all alike."""
     times: dict[str, list[float]] = {name: [] for name in WAYS}
     for number in range(rounds + 1):
         for name, way in WAYS.items():
             start = time.perf_counter()
-            way(model, images)
+            way(prepared, images)
             if number:  # the first one warms up
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def agreement(model: nn.Module, images: Tensor) -> bool:
+def agreement(prepared: Prepared, images: Tensor) -> bool:
     """Whether the maps that stock Captum gets right are the same ones; the differences are printed."""
-    ours, theirs, same = together(model, images), stock(model, images), True
+    ours, theirs, same = together(prepared, images), stock(prepared, images), True
     for name, tolerance in SAME.items():
         one, other = torch.cat(ours[name]), torch.cat(theirs[name])
         difference = float((one - other).abs().max() / other.abs().max())
@@ -139,14 +141,14 @@ def peak_mib(way: str) -> int:
 
 def on_gpu(model: nn.Module) -> None:
     """Print the maps per second on a GPU, at batch 1 and at the best batch."""
-    model, images = model.cuda(), torch.randn(256, 3, 224, 224, device="cuda")
+    prepared, images = Prepared(model.cuda()), torch.randn(256, 3, 224, 224, device="cuda")
 
-    def rate(way: Callable[[nn.Module, Tensor, int], object], size: int) -> float:
+    def rate(way: Callable[[Prepared, Tensor, int], object], size: int) -> float:
         some = images[: max(size, min(256, 16 * size))]
         for _ in range(2):
             torch.cuda.synchronize()
             start = time.perf_counter()
-            way(model, some, size)
+            way(prepared, some, size)
             torch.cuda.synchronize()
             seconds = time.perf_counter() - start
         return len(SUITE) * len(some) / seconds
@@ -169,14 +171,16 @@ def main() -> int:
     torch.manual_seed(0)
     torch.set_num_threads(2)
     model, images = network(), torch.randn(IMAGES, 3, 224, 224)
+    prepared = Prepared(model)
     if once:
-        WAYS[once](model, images[:BATCH])
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        WAYS[once](prepared, images[:BATCH])
+        status = Path("/proc/self/status").read_text()  # getrusage would count the parent's peak, too
+        print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
         return 0
 
     print(f"ResNet-18 with LAP, {IMAGES} images of 224 px in batches of {BATCH}, 2 threads")
-    same = agreement(model, images[:BATCH])
-    times = in_turn(model, images, ROUNDS)
+    same = agreement(prepared, images[:BATCH])
+    times = in_turn(prepared, images, ROUNDS)
     for name, seconds in times.items():
         rate = f", {len(SUITE) * IMAGES / seconds:.1f} maps/s" if name != "bare" else ""
         print(f"    {name}: {seconds:.2f} s{rate}, peak {peak_mib(name)} MiB")
