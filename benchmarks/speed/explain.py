@@ -10,7 +10,7 @@ images, on ResNet-18 with LAP at 224 px. Three ways run in turn in this process:
     bare       the passes that the suite cannot avoid, by torch itself: one forward of the images, one of
                DeepLIFT's baseline, two backwards to the images (the guided one and DeepLIFT's)
 
-The network is traced before, once, as it is for a data set. The ratios of the medians of the rounds count. The
+The network is traced before, once, as for a data set. The ratios of the medians of the rounds count. The
 maps that stock Captum gets right must be the same ones.
 Each way's peak of memory is that of a process of its own. On a machine with a GPU the maps per second follow,
 at batch 1 and at the best batch.
