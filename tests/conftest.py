@@ -20,6 +20,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same random tensors in every run, whatever ran before: a failure can be had again."""
+    import torch  # only now: the threads that were asked for above are there
+
+    torch.manual_seed(0)
+
+
 @dataclass(frozen=True)
 class Finished:
     """A benchmark that was run: its definition, the folder of its reports and cache, and what came out."""

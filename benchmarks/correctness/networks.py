@@ -431,9 +431,9 @@ Stock Captum, on the same networks as they come:
   {lrp_wrong} relevance is lost or comes from nowhere.
 
 What is left: Guided Backprop has no meaning where activations are smooth or cut off above (SiLU, GELU,
-ReLU6); with LAP in such a network it is not refused, because LAP's scoring has ReLUs, and is almost the
-gradient. A network of one's own that torch.fx cannot trace, or with an operation that relevance has no rule
-for, is refused by name; an operation without a rule of DeepLIFT's shows in its completeness error.
+ReLU6), and is refused; the ReLUs of LAP's scoring, which see the importance alone, do not count. A network
+of one's own that torch.fx cannot trace, or with an operation that relevance has no rule for, is refused by
+name; an operation without a rule of DeepLIFT's shows in its completeness error.
 """
 
 

@@ -10,7 +10,7 @@ images, on ResNet-18 with LAP at 224 px. Three ways run in turn in this process:
     bare       the passes that the suite cannot avoid, by torch itself: one forward of the images, one of
                DeepLIFT's baseline, two backwards to the images (the guided one and DeepLIFT's)
 
-The network is traced before, once, as for a data set. The ratios of the medians of the rounds count. The
+The network is traced before, once, as for a data set. Each ratio is the median of the rounds' own. The
 maps that stock Captum gets right must be the same ones.
 Each way's peak of memory is that of a process of its own. On a machine with a GPU the maps per second follow,
 at batch 1 and at the best batch.
@@ -110,8 +110,8 @@ def bare(prepared: Prepared, images: Tensor, size: int = BATCH) -> dict[str, lis
 WAYS: dict[str, Way] = {"together": together, "stock": stock, "bare": bare}
 
 
-def in_turn(prepared: Prepared, images: Tensor, rounds: int) -> dict[str, float]:
-    """Median seconds of each way; in every round each runs once, so that disturbances hit all alike."""
+def in_turn(prepared: Prepared, images: Tensor, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way in every round; in a round each runs once, so that disturbances hit all alike."""
     times: dict[str, list[float]] = {name: [] for name in WAYS}
     for number in range(rounds + 1):
         for name, way in WAYS.items():
@@ -119,7 +119,12 @@ def in_turn(prepared: Prepared, images: Tensor, rounds: int) -> dict[str, float]
             way(prepared, images)
             if number:  # the first one warms up
                 times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def ratio(one: list[float], other: list[float]) -> float:
+    """The median of the rounds' ratios."""
+    return statistics.median(a / b for a, b in zip(one, other, strict=True))
 
 
 def agreement(prepared: Prepared, images: Tensor) -> bool:
@@ -181,10 +186,11 @@ def main() -> int:
     print(f"ResNet-18 with LAP, {IMAGES} images of 224 px in batches of {BATCH}, 2 threads")
     same = agreement(prepared, images[:BATCH])
     times = in_turn(prepared, images, ROUNDS)
-    for name, seconds in times.items():
+    for name, rounds in times.items():
+        seconds = statistics.median(rounds)
         rate = f", {len(SUITE) * IMAGES / seconds:.1f} maps/s" if name != "bare" else ""
         print(f"    {name}: {seconds:.2f} s{rate}, peak {peak_mib(name)} MiB")
-    over_stock, over_bare = times["stock"] / times["together"], times["together"] / times["bare"]
+    over_stock, over_bare = ratio(times["stock"], times["together"]), ratio(times["together"], times["bare"])
     print(f"{over_stock:.2f} × faster than stock Captum (wanted: at least {WANTED_OVER_STOCK:g})")
     print(f"{over_bare:.2f} × the bare passes (wanted: at most {WANTED_OVER_BARE:g})")
     if torch.cuda.is_available():

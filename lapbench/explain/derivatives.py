@@ -1,7 +1,7 @@
 """The rules by which gradients walk back: the chain rule, and Guided Backprop's variant of it."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,9 @@ from torch.nn.grad import conv2d_input
 from lapbench.explain.canonical import isolated
 from lapbench.explain.tape import Operation, Rule
 from lapbench.models.lap import AdaptiveLAP2d, LAP2d
+
+_FEW = 4
+"""Channels of an image, for which torch's backward of a strided convolution is slow."""
 
 
 def gradient(operation: Operation) -> Rule:
@@ -106,7 +109,7 @@ def _relu(operation: Operation, received: Tensor) -> tuple[Tensor]:
 
 
 def _guided_relu(operation: Operation, received: Tensor) -> tuple[Tensor]:
-    return (torch.ops.aten.threshold_backward(received.clamp_min(0), operation.output, 0),)
+    return (torch.ops.aten.threshold_backward(received, operation.output, 0).clamp_min_(0),)
 
 
 def _guided_lap(operation: Operation, received: Tensor) -> tuple[Any, ...]:
@@ -131,8 +134,39 @@ def _convolution(operation: Operation, received: Tensor) -> tuple[Any, ...]:
         return derivative(operation, received)
     settings = module.stride, module.padding, module.dilation, module.groups
     shape = operation.inputs[0].shape
+    few = module.in_channels <= _FEW and received.device.type == "cpu"
+    if few and module.stride[0] == module.stride[1] > 1 and module.groups == 1 and module.dilation == (1, 1):
+        return (strided_input(shape[2:], module.weight, received, module.stride[0], module.padding),)
     to_input: Tensor = conv2d_input(shape, module.weight, received, *settings)  # type: ignore[no-untyped-call]
     return (to_input,)
+
+
+def strided_input(
+    size: Sequence[int], weight: Tensor, received: Tensor, stride: int, padding: Sequence[int]
+) -> Tensor:
+    """What a strided convolution's input (B, C, H, W) of this size receives: `conv2d_input`, otherwise.
+
+    A pixel stride·i + a is reached by every stride-th weight only. So the pixels of each phase a are an
+    ordinary convolution of what was received, and all phases together one with stride² times the channels
+    ("Real-Time Single Image and Video Super-Resolution", Shi et al., CVPR 2016). Torch's own way takes three
+    times as long on a CPU where the channels are few, as in an image.
+    """
+    ahead = max((kernel - 1 - p) // stride for kernel, p in zip(weight.shape[2:], padding, strict=True))
+    behind = max((stride - 1 + p) // stride for p in padding)
+    taps = torch.arange(ahead, -behind - 1, -1, device=weight.device)
+    phases = F.pad(weight, (0, 1, 0, 1))  # a column and a row of zeros, for taps beyond the kernel
+    for axis, (kernel, p) in enumerate(zip(weight.shape[2:], padding, strict=True)):
+        at = stride * taps + torch.arange(p, p + stride, device=weight.device)[:, None]
+        at = at.where((at >= 0) & (at < kernel), kernel)
+        phases = phases.index_select(2 + axis, at.flatten())
+    phases = phases.reshape(*weight.shape[:2], stride, len(taps), stride, len(taps))
+    phases = phases.permute(1, 2, 4, 0, 3, 5).reshape(-1, len(weight), len(taps), len(taps))
+
+    rows, columns = (-(-length // stride) for length in size)
+    missing = max(rows - received.shape[2], columns - received.shape[3])
+    margin = max(0, ahead, behind + missing)
+    found = F.conv2d(received, phases, padding=margin)[:, :, margin - ahead :, margin - ahead :]
+    return F.pixel_shuffle(found[:, :, :rows, :columns], stride)[:, :, : size[0], : size[1]]
 
 
 def _linear(operation: Operation, received: Tensor) -> tuple[Tensor]:

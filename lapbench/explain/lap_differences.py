@@ -18,11 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lapbench.explain.multipliers import given_to_winners, mean, multiplier, rescaled
 from lapbench.explain.tape import Operation
-from lapbench.models.lap import LAP, ConceptScoring, at_least_float32, under_windows, validity
+from lapbench.models.lap import LAP, ConceptScoring, at_least_float32, per_pixel, under_windows, validity
 
 
 def lap_rule(operation: Operation, received: Tensor) -> tuple[Any, ...]:
@@ -97,28 +96,34 @@ def _softmax(received: Tensor, logits: Tensor, logits_: Tensor) -> Tensor:
 
 def _scoring(scoring: ConceptScoring, received: Tensor, x: Tensor, x_: Tensor) -> Tensor:
     """From the joint value V back to the features that were scored."""
-    hidden, hidden_ = (y if scoring.hidden is None else scoring.hidden(y) for y in (x, x_))
+    flat, flat_ = x.flatten(2), x_.flatten(2)
+    hidden, hidden_ = (y if scoring.hidden is None else per_pixel(y, scoring.hidden) for y in (flat, flat_))
     active = [y if scoring.hidden is None else scoring.activation(y) for y in (hidden, hidden_)]
-    logits, logits_ = (at_least_float32(scoring.head(y)) for y in active)
-    received = _aggregation(scoring, received, scoring.probability(logits), scoring.probability(logits_))
+    logits, logits_ = (at_least_float32(per_pixel(y, scoring.head)) for y in active)
+    p, p_ = scoring.probability(logits), scoring.probability(logits_)
+    received = _aggregation(scoring, received.flatten(2), p, p_)
     received = _through(scoring.probability, received, logits, logits_)
-    received = F.conv_transpose2d(received.to(x), scoring.head.weight)
-    if scoring.hidden is None:
-        return received
-    received = _through(scoring.activation, received, hidden, hidden_)
-    return F.conv_transpose2d(received, scoring.hidden.weight)
+    received = _back(received.to(x), scoring.head)
+    if scoring.hidden is not None:
+        received = _back(_through(scoring.activation, received, hidden, hidden_), scoring.hidden)
+    return received.view_as(x)
 
 
 def _aggregation(scoring: ConceptScoring, received: Tensor, p: Tensor, p_: Tensor) -> Tensor:
     """From V = A(P) back to the concepts' probabilities."""
     if scoring.aggregator is not None:
-        raw, raw_ = (at_least_float32(scoring.aggregator(y.to(scoring.aggregator.weight))) for y in (p, p_))
-        received = _through(scoring.positive, received, raw, raw_)
-        return F.conv_transpose2d(received, scoring.aggregator.weight.to(received))
+        weight = scoring.aggregator.weight
+        raw, raw_ = (at_least_float32(per_pixel(y.to(weight), scoring.aggregator)) for y in (p, p_))
+        return _back(_through(scoring.positive, received, raw, raw_), scoring.aggregator)
     if scoring.aggregation == "max":
         (m, winner), (m_, winner_) = (y.max(1, keepdim=True) for y in (p, p_))
         return given_to_winners(received, p, p_, m, m_, winner, winner_, 1)
     return received.expand_as(p)
+
+
+def _back(received: Tensor, convolution: nn.Conv2d) -> Tensor:
+    """From the outputs of a 1×1 convolution (B, C', HW) back to its inputs (B, C, HW)."""
+    return convolution.weight.flatten(1).T.to(received) @ received
 
 
 def _through(module: nn.Module, received: Tensor, x: Tensor, x_: Tensor) -> Tensor:

@@ -45,14 +45,11 @@ def given_to_winners(
 ) -> Tensor:
     """DeepLIFT's rule for maxima y of x along a dimension, at the positions of the winners.
 
-    Of y − y', the part above max(y, y') − y' is given to the image's winner and the rest to the reference's.
+    Of y − y', the part max(y, y') − y' is given to the image's winner, where x is y, and the rest to the
+    reference's, where x' is y'.
     """
-    top = torch.maximum(y, y_)
-    change = torch.zeros_like(x).scatter_add_(dim, winners, (top - y_).mul_(received))
-    change.scatter_add_(dim, winners_.expand_as(winners), y.sub(top).mul_(received))
-    apart = x - x_
-    small = apart.abs() < EPS
-    if small.any():
-        plain = torch.zeros_like(x).scatter_add_(dim, winners, received)
-        return torch.where(small, plain, change.div_(apart))
-    return change.div_(apart)
+    top, winners_ = torch.maximum(y, y_), winners_.expand_as(winners)
+    to_ours = multiplier(top - y_, y - x_.expand_as(x).gather(dim, winners), received.new_ones(()))
+    to_theirs = multiplier(y - top, x.gather(dim, winners_) - y_, received.new_zeros(()))
+    handed_back = torch.zeros_like(x).scatter_add_(dim, winners, to_ours.mul_(received))
+    return handed_back.scatter_add_(dim, winners_, to_theirs.mul_(received))

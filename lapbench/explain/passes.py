@@ -128,10 +128,12 @@ class Passes:
     def guided_gradient(self) -> Tensor:
         """The same (B, C, H, W), where every ReLU lets only positive gradients back.
 
-        Errors: NotApplicableError for a network without any ReLU, where this is the plain gradient.
+        Errors: NotApplicableError for a network without any ReLU outside LAP's scoring, where this is the
+        plain gradient.
         """
         network = self._network
-        if not any(isinstance(part, nn.ReLU) for part in network.module.modules()):
+        called = (node.target for node in network.module.graph.nodes if node.op == "call_module")
+        if not any(isinstance(network.module.get_submodule(str(name)), nn.ReLU) for name in called):
             name = type(self.prepared.model).__name__
             raise NotApplicableError(f"{name} has no ReLU: Guided Backprop would be the plain gradient")
         return self._walked(derivatives.guided, network.images)

@@ -60,7 +60,7 @@ def _restore(module: nn.Module, memory: Memory) -> None:
         del here[name]
     here.update(attributes)
     for name, entries in tables.items():
-        if _identities(here[name]) != _identities(entries):
+        if (here[name] or entries) and _identities(here[name]) != _identities(entries):
             here[name].clear()
             here[name].update(entries)
     module.training = mode

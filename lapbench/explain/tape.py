@@ -68,12 +68,7 @@ class Operation:
 
     @property
     def winners(self) -> Tensor:
-        """The positions (B, C, h, w) of a max pooling's winners; found once for all walks."""
-        if self.node not in self._tape.winners:
-            pool: nn.MaxPool2d = self.module
-            window = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
-            found = F.max_pool2d(self.inputs[0], *window, return_indices=True)
-            self._tape.winners[self.node] = found[1]
+        """The positions (B, C, h, w) of a max pooling's winners."""
         return self._tape.winners[self.node]
 
     def again(self, *inputs: Any) -> Any:
@@ -113,7 +108,7 @@ class Tape:
             interpreter.run(images)
             self.laps: list[LapRecord] = list(records)
         self.values, self.flowing = interpreter.values, interpreter.flowing
-        self.winners: dict[fx.Node, Tensor] = {}
+        self.winners = interpreter.winners
 
     @property
     def logits(self) -> Tensor:
@@ -156,6 +151,9 @@ class Tape:
         return Operation(self, node, twin)
 
 
+_WINDOW = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+
+
 class _Recording(fx.Interpreter):
     """Runs a graph and keeps the values of one node and all after it, and those that they are made from."""
 
@@ -165,15 +163,31 @@ class _Recording(fx.Interpreter):
         self.needed = concerned | {source for node in concerned - {start} for source in node.all_input_nodes}
         self.values: dict[fx.Node, Any] = {}
         self.flowing: set[fx.Node] = set()  # nodes whose tensors are made from the images
+        self.winners: dict[fx.Node, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+        value = self._max_pooled(n) if n in self.needed and self._pools(n) else super().run_node(n)
         made_from_images = n.op == "placeholder" or any(s in self.flowing for s in n.all_input_nodes)
         if made_from_images and _holds_tensors(value):
             self.flowing.add(n)
         if n in self.needed:
             self.values[n] = value
         return value
+
+    def _pools(self, node: fx.Node) -> bool:
+        if node.op != "call_module":
+            return False
+        module = self.module.get_submodule(str(node.target))
+        return type(module) is nn.MaxPool2d and not module.return_indices
+
+    def _max_pooled(self, node: fx.Node) -> Tensor:
+        """What the module would answer; torch finds the winners on the way, and drops them."""
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        pool = self.module.get_submodule(str(node.target))
+        window = {name: getattr(pool, name) for name in _WINDOW}
+        pooled: Tensor
+        pooled, self.winners[node] = F.max_pool2d(*args, **kwargs, **window, return_indices=True)  # type: ignore[call-overload]
+        return pooled
 
 
 def after(start: fx.Node) -> set[fx.Node]:

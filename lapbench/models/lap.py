@@ -121,8 +121,8 @@ class ConceptScoring(nn.Module):
         """(B, C, H, W) → logits z (B, h, H, W)."""
         y = x.flatten(2)
         if self.hidden is not None:
-            y = self.activation(_per_pixel(y, self.hidden))
-        return _per_pixel(y, self.head).view(len(x), self.heads, *x.shape[2:])
+            y = self.activation(per_pixel(y, self.hidden))
+        return per_pixel(y, self.head).view(len(x), self.heads, *x.shape[2:])
 
     def aggregate(self, logits: Tensor) -> Tensor:
         """Logits (B, h, H, W) → V = A(σ(z)) (B, 1, H, W) ≥ 0, at least float32 (Eq. 3)."""
@@ -303,7 +303,7 @@ def _pair(size: int | Pair) -> Pair:
     return (size, size) if isinstance(size, int) else size
 
 
-def _per_pixel(x: Tensor, convolution: nn.Conv2d) -> Tensor:
+def per_pixel(x: Tensor, convolution: nn.Conv2d) -> Tensor:
     """Apply a 1×1 convolution to (B, C, HW), as a matrix product: on CPUs that is twice as fast."""
     weight, bias = convolution.weight.flatten(1), cast(Tensor, convolution.bias)
     batch = len(x)
@@ -357,6 +357,18 @@ def _batches(x: Tensor) -> Iterator[slice]:
     return (slice(start, start + count) for start in range(0, len(x), count))
 
 
+def _spread(values: Tensor, tile: tuple[int, int]) -> Tensor:
+    """Repeat every value over a tile of the map: (…, H', W') → (…, H'·m, W'·n)."""
+    (rows, columns), (m, n) = values.shape[2:], tile
+    spread = values.new_empty(*values.shape[:2], rows * m, columns * n)
+    first = spread[:, :, ::m]
+    for column in range(n):
+        first[..., column::n] = values
+    for row in range(1, m):
+        spread[:, :, row::m] = first
+    return spread
+
+
 def _add_up(parts: list[Tensor], *, out: Tensor) -> None:
     """Write the sum into `out`, which may be the first part; no other memory is touched."""
     if len(parts) == 1:
@@ -393,9 +405,7 @@ class _PoolTiles(torch.autograd.Function):
         to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         to_weights = torch.empty_like(weights) if ctx.needs_input_grad[1] else None
         for some in _batches(x):
-            spread = gradient[some]
-            for axis, size in zip((3, 2), reversed(ctx.window.kernel), strict=True):
-                spread = spread.repeat_interleave(size, axis).narrow(axis, 0, x.shape[axis])
+            spread = _spread(gradient[some], ctx.window.kernel)[:, :, : x.shape[2], : x.shape[3]]
             if to_x is not None:
                 torch.mul(spread, weights[some], out=to_x[some])
             if to_weights is not None:

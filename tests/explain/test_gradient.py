@@ -91,6 +91,11 @@ def test_a_network_without_relu_is_refused() -> None:
         maps("guided_backprop", model, images())
 
 
+def test_the_relus_of_laps_scoring_do_not_count() -> None:
+    with pytest.raises(NotApplicableError, match="has no ReLU"):
+        maps("guided_backprop", plugged(network("mobilenet_v2")), images())
+
+
 def test_guided_grad_cam_against_captum_on_the_canonical_network() -> None:
     model = small_resnet()
     form = canonical(model)

@@ -195,10 +195,12 @@ def test_batch_norm_as_the_identity_changes_nothing() -> None:
         return (relevance * xw / (xw + 1e-9),)
 
     ours = relevance_cam_rules()
-    start = torch.rand(3, 4, dtype=torch.float64)
+    start = torch.rand(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     passes = passes_of(model, batch, TARGET)
     theirs = passes.relevance(start, lambda o: published if o.kind is nn.BatchNorm2d else ours(o), "layer1")
-    torch.testing.assert_close(passes.relevance(start, ours, "layer1"), theirs, rtol=1e-5, atol=1e-12)
+    # their 1e-9 shrinks a cell by the share 1e-9 / |X w|: much of a cell that hardly holds anything
+    atol = 1e-6 * float(theirs.abs().max())
+    torch.testing.assert_close(passes.relevance(start, ours, "layer1"), theirs, rtol=0, atol=atol)
 
 
 def test_gates_and_smooth_activations_pass_relevance_back() -> None:

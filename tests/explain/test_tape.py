@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.grad import conv2d_input
 
 from explain.networks import images, network, plugged, small_resnet
 from explain.test_canonical import FAST, SLOW
 from lapbench.errors import NotApplicableError
 from lapbench.explain.canonical import Canonical, canonical
-from lapbench.explain.derivatives import gradient, passed_on
+from lapbench.explain.derivatives import gradient, passed_on, strided_input
 from lapbench.explain.tape import Operation, Tape, after, one_hot
 
 TARGET = torch.tensor([0, 3])
@@ -364,3 +365,18 @@ def test_logits_that_do_not_depend_on_the_layer_say_so() -> None:
     tape = Tape(form, images(2, 8), node)
     with pytest.raises(NotApplicableError, match="nothing reaches 'shown': the logits do not depend on it"):
         walked(tape, node)
+
+
+@pytest.mark.parametrize("kernel", [(7, 7), (3, 3), (1, 1), (2, 4)])
+@pytest.mark.parametrize("stride", [2, 3, 4])
+@pytest.mark.parametrize("padding", [(0, 0), (1, 1), (3, 3), (0, 2)])
+def test_the_input_of_a_strided_convolution(
+    kernel: tuple[int, int], stride: int, padding: tuple[int, int]
+) -> None:
+    weight = torch.randn(5, 3, *kernel, dtype=torch.float64)
+    for size in ((16, 19), (17, 16), (23, 16)):
+        shape = F.conv2d(torch.zeros(2, 3, *size), weight.float(), stride=stride, padding=padding).shape
+        received = torch.randn(shape, dtype=torch.float64)
+        expected = conv2d_input((2, 3, *size), weight, received, stride, padding)
+        found = strided_input(size, weight, received, stride, padding)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
