@@ -255,6 +255,10 @@ class ImageScores(Record):
         return f"scores/{'-'.join(words)[:80]}-{digest_of(parts)[:8]}.json"
 
 
+_MEND = "run the benchmark again to remake it"
+M = TypeVar("M", bound=Record)
+
+
 def write_leaderboard(path: Path, leaderboard: Leaderboard) -> None:
     """Write a leaderboard as JSON; the same leaderboard gives the same bytes."""
     write_file(path, _to_json(leaderboard))
@@ -262,7 +266,7 @@ def write_leaderboard(path: Path, leaderboard: Leaderboard) -> None:
 
 def read_leaderboard(path: Path) -> Leaderboard:
     """Read a leaderboard. Errors: ResultError that names the file, every fault and the mend."""
-    return _from_json(path, _read(path), Leaderboard)
+    return read_record(path, Leaderboard)
 
 
 def write_image_scores(folder: Path, scores: ImageScores) -> ImageScoresFile:
@@ -294,6 +298,11 @@ def read_image_scores(folder: Path, row: Row) -> ImageScores:
     return scores
 
 
+def read_record(path: Path, model: type[M], *, mend: str = _MEND) -> M:
+    """Read a JSON file of ours. Errors: ResultError that names the file, every fault and the mend."""
+    return _from_json(path, _read(path, mend), model, mend)
+
+
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of leaderboard.json."""
     schema = Leaderboard.model_json_schema(mode="serialization")
@@ -311,34 +320,30 @@ def write_file(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-_MEND = "run the benchmark again to remake it"
-M = TypeVar("M", Leaderboard, ImageScores)
-
-
 def _to_json(record: Record) -> bytes:
     text = json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, mend: str = _MEND) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise ResultError(f"{path}: there is no such result; {_MEND}") from None
+        raise ResultError(f"{path}: there is no such result; {mend}") from None
     except OSError as error:
         raise ResultError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _from_json(path: Path, content: bytes, model: type[M]) -> M:
+def _from_json(path: Path, content: bytes, model: type[M], mend: str = _MEND) -> M:
     """Validate a file of ours, or say what is wrong with it."""
     try:
         data = json.loads(content.decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError:
-        raise ResultError(f"{path}: not a text file; {_MEND}") from None
+        raise ResultError(f"{path}: not a text file; {mend}") from None
     except RecursionError:
-        raise ResultError(f"{path}: nested too deeply to be a result; {_MEND}") from None
+        raise ResultError(f"{path}: nested too deeply to be a result; {mend}") from None
     except ValueError as error:
-        raise ResultError(f"{path}: not valid JSON, perhaps cut short: {error}; {_MEND}") from None
+        raise ResultError(f"{path}: not valid JSON, perhaps cut short: {error}; {mend}") from None
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version is None:
         raise ResultError(f"{path}: not a result of lapbench: it has no 'schema_version'")
