@@ -1,0 +1,262 @@
+"""Leaderboards of many: result folders from different people and machines, checked and joined.
+
+A submission is a report folder; ``submission.json`` beside its leaderboard says whose it is. Rows are joined
+only where benchmark, version, data and protocol are the same. Where two submissions hold the same row, made
+with the same maps, it is one row if its scores agree, and without a rank if they do not.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from lapbench.digest import digest_of
+from lapbench.errors import ResultError
+from lapbench.report.leaderboard import write_report
+from lapbench.report.results import (
+    ImageScores,
+    Leaderboard,
+    Record,
+    Row,
+    read_image_scores,
+    read_leaderboard,
+    write_image_scores,
+)
+
+AGREEMENT = 1e-3
+"""Scores of the same maps may differ by so much on average from machine to machine."""
+
+Key: TypeAlias = tuple[str, str, str, bool]
+"""What a row is a row of: `Row.key`."""
+
+
+class Submitter(Record):
+    """Who ran a benchmark; the content of submission.json."""
+
+    by: Annotated[str, Field(min_length=1, max_length=100)]
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Submission:
+    """A report folder that was read and checked. images: of the rows that have scores by image."""
+
+    folder: Path
+    submitter: Submitter
+    board: Leaderboard
+    images: dict[Key, ImageScores]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One leaderboard of many, with the scores by image of its rows, and what joining them found."""
+
+    board: Leaderboard
+    images: dict[Key, ImageScores]
+    notes: tuple[str, ...]
+
+
+def read_submission(folder: Path) -> Submission:
+    """Read a report folder and hold its rows to the scores by image that they rest on.
+
+    Errors: ResultError that lists every fault of the folder.
+    """
+    board = read_leaderboard(folder / "leaderboard.json")
+    images, faults = {}, []
+    for row in board.rows:
+        try:
+            if row.image_scores is not None:
+                images[row.key] = read_image_scores(folder, row)
+            faults += _faults(board, row, images.get(row.key))
+        except ResultError as error:
+            faults.append(str(error))
+    if faults:
+        plural = "fault" if len(faults) == 1 else "faults"
+        raise ResultError("\n  ".join([f"{folder}: {len(faults)} {plural}", *faults]))
+    return Submission(folder, _submitter(folder), board, images)
+
+
+def _faults(board: Leaderboard, row: Row, images: ImageScores | None) -> list[str]:
+    """What a row says that the scores by image do not."""
+    name = f"{row.model}, {row.explainer} ({row.selection})"
+    if images is None:
+        return [f"{name}: a complete row needs its scores by image"] if row.complete else []
+    found = []
+    if (images.benchmark, images.benchmark_version) != (board.benchmark, board.benchmark_version):
+        found.append(
+            f"{name}: scores of {images.benchmark} version {images.benchmark_version}, "
+            f"the leaderboard is of {board.benchmark} version {board.benchmark_version}"
+        )
+    values = np.array(images.scores["iou"], np.float64).mean(axis=0)
+    scored = values[np.isfinite(values)]
+    if row.complete and len(scored) != row.n:
+        found.append(f"{name}: {row.n} images counted, {len(scored)} have a score")
+    pooled = _protocol(board).get("averaging") == "pooled"
+    if row.complete and not pooled and not math.isclose(float(scored.mean()), row.mean or 0, abs_tol=1e-9):
+        found.append(f"{name}: mean {row.mean}, that of the scores by image is {scored.mean()}")
+    if ((scored < 0) | (scored > 1)).any():
+        found.append(f"{name}: an IoU lies outside [0, 1]")
+    return found
+
+
+def _submitter(folder: Path) -> Submitter:
+    path = folder / "submission.json"
+    if not path.is_file():
+        return Submitter(by=folder.resolve().name)
+    try:
+        return Submitter.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (ValidationError, ValueError) as error:
+        raise ResultError(
+            f'{path}: wanted {{"by": "who ran it", "note": "anything"}}: {str(error).splitlines()[0]}'
+        ) from None
+
+
+def merge(submissions: Sequence[Submission]) -> list[Merged]:
+    """Join submissions to one leaderboard for each benchmark, version, data and protocol.
+
+    A model of one name that is not the same network everywhere is followed by who ran it.
+    """
+    groups: dict[str, list[Submission]] = {}
+    for submission in submissions:
+        groups.setdefault(digest_of(_what_decides(submission.board)), []).append(submission)
+    merged = [_merge_alike(group) for group in groups.values()]
+    names = [one.board.benchmark for one in merged]
+    return [
+        replace(one, notes=(*one.notes, f"{name}: several versions, data or protocols, kept apart"))
+        if names.count(name) > 1
+        else one
+        for name, one in zip(names, merged, strict=True)
+    ]
+
+
+def write_merged(folder: Path, merged: Merged) -> Leaderboard:
+    """Write a joined leaderboard as a report folder, and return it, ranked."""
+    rows = []
+    for row in merged.board.rows:
+        images = merged.images.get(row.key)
+        kept = None if images is None else write_image_scores(folder, images)
+        rows.append(row.model_copy(update={"image_scores": kept}))
+    return write_report(folder, merged.board.model_copy(update={"rows": tuple(rows)}))
+
+
+def _what_decides(board: Leaderboard) -> dict[str, Any]:
+    """All that rows of one leaderboard must share."""
+    data: Any = board.provenance.get("data") or {}
+    return {
+        "benchmark": board.benchmark,
+        "version": board.benchmark_version,
+        "data": data.get("digest"),
+        "limit": board.provenance.get("limit"),
+        "protocol": _protocol(board),
+    }
+
+
+def _protocol(board: Leaderboard) -> dict[str, Any]:
+    found: Any = board.provenance.get("protocol") or {}
+    return dict(found)
+
+
+def _merge_alike(group: Sequence[Submission]) -> Merged:
+    renamed = [_told_apart(submission, group) for submission in group]
+    entries: dict[Key, list[Submission]] = {}
+    for submission in renamed:
+        for row in submission.board.rows:
+            entries.setdefault(row.key, []).append(submission)
+    rows, images, notes = [], {}, []
+    for key, submitters in entries.items():
+        row, found, dispute = _joined(key, submitters)
+        rows.append(row)
+        if found is not None:
+            images[key] = found
+        if dispute:
+            notes.append(f"{row.model}, {row.explainer} ({row.selection}): {dispute}")
+    models = {model.name: model for submission in reversed(renamed) for model in submission.board.models}
+    first = group[0].board
+    board = first.model_copy(
+        update={
+            "models": tuple(models[name] for name in sorted(models)),
+            "rows": tuple(rows),
+            "provenance": {**first.provenance, "submissions": [_credit(one) for one in group]},
+        }
+    )
+    return Merged(board, images, tuple(notes))
+
+
+def _joined(key: Key, submitters: Sequence[Submission]) -> tuple[Row, ImageScores | None, str]:
+    """One row of many: the first complete one, without a rank where another contradicts it."""
+    rows = {one: next(row for row in one.board.rows if row.key == key) for one in submitters}
+    complete = [one for one in submitters if rows[one].complete]
+    first = (complete or list(submitters))[0]
+    row, dispute = rows[first], ""
+    for other in complete[1:]:
+        if fault := _contradiction(row, rows[other], first.images.get(key), other.images.get(key)):
+            dispute = f"{first.submitter.by} and {other.submitter.by} {fault}"
+    update: dict[str, Any] = {
+        "rank": None,
+        "provenance": {**row.provenance, "submitted_by": [one.submitter.by for one in submitters]},
+    }
+    if dispute:
+        update |= {"complete": False, "reason": f"contradiction: {dispute}"}
+    return row.model_copy(update=update), first.images.get(key), dispute
+
+
+def _credit(submission: Submission) -> dict[str, Any]:
+    versions = submission.board.provenance.get("versions") or {}
+    return {"by": submission.submitter.by, "note": submission.submitter.note, "versions": versions}
+
+
+def _told_apart(submission: Submission, group: Iterable[Submission]) -> Submission:
+    """Let models whose name means another network elsewhere carry who ran them."""
+    ours = _networks(submission.board)
+    names = {
+        name: f"{name} ({submission.submitter.by})"
+        for other in group
+        for name, networks in _networks(other.board).items()
+        if name in ours and ours[name] != networks
+    }
+    if not names:
+        return submission
+
+    def renamed(record: Any, field: str) -> Any:
+        name = getattr(record, field)
+        return record.model_copy(update={field: names.get(name, name)})
+
+    board = submission.board.model_copy(
+        update={
+            "models": tuple(renamed(model, "name") for model in submission.board.models),
+            "rows": tuple(renamed(row, "model") for row in submission.board.rows),
+        }
+    )
+    images = {
+        (names.get(key[0], key[0]), *key[1:]): renamed(found, "model")
+        for key, found in submission.images.items()
+    }
+    return Submission(submission.folder, submission.submitter, board, images)
+
+
+def _networks(board: Leaderboard) -> dict[str, str]:
+    """The networks that a name stands for, as digests."""
+    return {model.name: digest_of(model.provenance.get("networks")) for model in board.models}
+
+
+def _contradiction(one: Row, other: Row, ours: ImageScores | None, theirs: ImageScores | None) -> str:
+    """Say how two rows of one name differ, or nothing."""
+    if ours is None or theirs is None or ours.ids != theirs.ids:
+        return "scored other images"
+    a, b = (np.array(scores.scores["iou"], np.float64) for scores in (ours, theirs))
+    if a.shape == b.shape and float(np.nanmean(np.abs(a - b))) <= AGREEMENT:
+        return ""
+    same = _explained(one) == _explained(other)
+    why = "for the same maps" if same else "with other versions or parameters of the explainer"
+    return f"say {one.mean:.4f} and {other.mean:.4f} {why}"
+
+
+def _explained(row: Row) -> list[tuple[Any, Any]]:
+    """The versions and parameters of a row's explainer, seed by seed."""
+    maps: Any = row.provenance.get("maps") or []
+    return [(source.get("explainer_version"), source.get("parameters")) for source in maps]

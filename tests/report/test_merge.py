@@ -1,0 +1,162 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lapbench.errors import ResultError
+from lapbench.report import (
+    Leaderboard,
+    ModelSummary,
+    Row,
+    read_leaderboard,
+    write_image_scores,
+    write_leaderboard,
+)
+from lapbench.report.merge import merge, read_submission, write_merged
+from lapbench.report.results import ImageScores
+
+IOU = (0.2, 0.4, 0.9)
+DATA = {"name": "digits", "version": 1, "digest": "a" * 64}
+
+
+def submit(
+    folder: Path,
+    explainer: str = "Grad-CAM",
+    iou: tuple[float, ...] = IOU,
+    *,
+    weights: str = "same",
+    version: int = 1,
+    data: dict[str, Any] = DATA,
+    **fields: Any,
+) -> Path:
+    """Write a report folder of one row."""
+    maps = [{"explainer_version": version, "parameters": {}}]
+    row = Row(model="net", explainer=explainer, selection="top-k", mean=float(np.mean(iou)), n=len(iou),
+              complete=True, provenance={"maps": maps}).model_copy(update=fields)  # fmt: skip
+    images = ImageScores(
+        benchmark="example", benchmark_version=1, model="net", explainer=explainer, selection="top-k",
+        ids=tuple("abc"[: len(iou)]), scores={"iou": (iou,)},
+    )  # fmt: skip
+    row = row.model_copy(update={"image_scores": write_image_scores(folder, images)})
+    model = ModelSummary(name="net", accuracy=0.9, classes=2, n=3, provenance={"networks": weights})
+    board = Leaderboard(benchmark="example", benchmark_version=1, models=(model,), rows=(row,),
+                        provenance={"data": data, "versions": {"lapbench": "0.1.0"}})  # fmt: skip
+    write_leaderboard(folder / "leaderboard.json", board)
+    return folder
+
+
+def joined(*folders: Path) -> list[Leaderboard]:
+    return [one.board for one in merge([read_submission(folder) for folder in folders])]
+
+
+def test_rows_of_two_submissions_stand_on_one_leaderboard(tmp_path: Path) -> None:
+    folders = submit(tmp_path / "ada"), submit(tmp_path / "bo", "DeepLIFT")
+    (tmp_path / "bo" / "submission.json").write_text('{"by": "Bo, at night", "note": "two cores"}')
+    (merged,) = merge([read_submission(folder) for folder in folders])
+    board = write_merged(tmp_path / "both", merged)
+    assert [(row.explainer, row.provenance["submitted_by"]) for row in board.rows] == [
+        ("DeepLIFT", ["Bo, at night"]),
+        ("Grad-CAM", ["ada"]),
+    ]
+    assert board.provenance["submissions"][1]["note"] == "two cores"
+    assert read_submission(tmp_path / "both").board == read_leaderboard(
+        tmp_path / "both" / "leaderboard.json"
+    )
+
+
+def test_the_same_row_twice_is_one_row_with_both_names(tmp_path: Path) -> None:
+    nearly = tuple(value + 2e-4 for value in IOU)
+    (board,) = joined(submit(tmp_path / "ada"), submit(tmp_path / "bo", iou=nearly))
+    (row,) = board.rows
+    assert row.complete
+    assert row.provenance["submitted_by"] == ["ada", "bo"]
+    assert [model.name for model in board.models] == ["net"]
+
+
+@pytest.mark.parametrize(
+    ("version", "why"),
+    [(1, "for the same maps"), (2, "with other versions or parameters of the explainer")],
+)
+def test_contradicting_rows_have_no_rank(tmp_path: Path, version: int, why: str) -> None:
+    folders = submit(tmp_path / "ada"), submit(tmp_path / "bo", iou=(0.3, 0.4, 0.9), version=version)
+    (merged,) = merge([read_submission(folder) for folder in folders])
+    (row,) = merged.board.rows
+    assert not row.complete
+    assert row.reason == f"contradiction: ada and bo say 0.5000 and 0.5333 {why}"
+    assert merged.notes == (f"net, Grad-CAM (top-k): ada and bo say 0.5000 and 0.5333 {why}",)
+
+
+def test_equal_means_of_other_images_are_a_contradiction(tmp_path: Path) -> None:
+    (board,) = joined(submit(tmp_path / "ada"), submit(tmp_path / "bo", iou=IOU[::-1]))
+    assert not board.rows[0].complete
+
+
+def test_another_network_of_the_same_name_is_told_apart(tmp_path: Path) -> None:
+    (board,) = joined(submit(tmp_path / "ada"), submit(tmp_path / "bo", iou=(0.1, 0.1, 0.1), weights="other"))
+    assert [row.model for row in board.rows] == ["net (ada)", "net (bo)"]
+    assert [model.name for model in board.models] == ["net (ada)", "net (bo)"]
+    assert all(row.complete for row in board.rows)
+
+
+def test_versions_of_data_are_never_mixed(tmp_path: Path) -> None:
+    folders = submit(tmp_path / "ada"), submit(tmp_path / "bo", "DeepLIFT", data={**DATA, "digest": "b" * 64})
+    merged = merge([read_submission(folder) for folder in folders])
+    assert [[row.explainer for row in one.board.rows] for one in merged] == [["Grad-CAM"], ["DeepLIFT"]]
+    assert merged[0].notes == ("example: several versions, data or protocols, kept apart",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"mean": 0.7}, "net, Grad-CAM (top-k): mean 0.7, that of the scores by image is 0.5"),
+        ({"n": 4}, "net, Grad-CAM (top-k): 4 images counted, 3 have a score"),
+    ],
+)
+def test_a_row_that_its_images_do_not_bear_out_is_refused(
+    tmp_path: Path, fields: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(ResultError) as error:
+        read_submission(submit(tmp_path / "ada", **fields))
+    assert str(error.value).splitlines() == [f"{tmp_path / 'ada'}: 1 fault", f"  {fault}"]
+
+
+def test_an_iou_above_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match=r"an IoU lies outside \[0, 1\]"):
+        read_submission(submit(tmp_path / "ada", iou=(0.1, 1.2, 0.3)))
+
+
+def test_a_complete_row_needs_its_images(tmp_path: Path) -> None:
+    folder = submit(tmp_path / "ada")
+    board = read_leaderboard(folder / "leaderboard.json")
+    rows = (board.rows[0].model_copy(update={"image_scores": None}),)
+    write_leaderboard(folder / "leaderboard.json", board.model_copy(update={"rows": rows}))
+    with pytest.raises(ResultError, match="a complete row needs its scores by image"):
+        read_submission(folder)
+
+
+def test_changed_scores_by_image_are_refused(tmp_path: Path) -> None:
+    folder = submit(tmp_path / "ada")
+    (file,) = (folder / "scores").iterdir()
+    file.write_text(file.read_text().replace("0.9", "0.8"))
+    with pytest.raises(ResultError, match="not the file that the leaderboard was made with"):
+        read_submission(folder)
+
+
+@pytest.mark.parametrize("content", ['{"note": "mine"}', "[]", "{", '{"by": ""}'])
+def test_a_broken_submission_file_is_named(tmp_path: Path, content: str) -> None:
+    folder = submit(tmp_path / "ada")
+    (folder / "submission.json").write_text(content)
+    with pytest.raises(ResultError, match=r"submission\.json: wanted \{\"by\": \"who ran it\""):
+        read_submission(folder)
+
+
+def test_what_is_written_again_is_the_same(tmp_path: Path) -> None:
+    folders = submit(tmp_path / "ada"), submit(tmp_path / "bo", "DeepLIFT")
+    for name in ("one", "two"):
+        (merged,) = merge([read_submission(folder) for folder in folders])
+        write_merged(tmp_path / name, merged)
+    one, two = (tmp_path / name / "leaderboard.json" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert json.loads(one.read_text())["rows"][0]["rank"] == 1
