@@ -1,7 +1,11 @@
-"""How sure a mean is: bootstrap intervals over images, by scipy.stats.bootstrap.
+"""How sure a mean is: bootstrap intervals over images, by scipy.stats.bootstrap, widened by the trainings.
 
-The unit of resampling is the image. Values of several seeds are first averaged image by image, so an interval
-speaks about other images of the same kind, not about other trainings.
+With one training the image is the unit, and an interval speaks about other images of the same kind. With
+several, images and trainings cross: every network saw every image. More trainings are then no more images;
+the interval speaks about other images *and* other trainings. Trainings are few, and resampling two to five of
+them covers far too little (their variance comes out short by 1/S, and three values have no 2.5 % quantile).
+So their part is Student's t over the trainings, and the images' part is resampled; both are joined as Cochran
+(1964, "Approximate significance levels of the Behrens-Fisher test") joins two variances.
 """
 
 import math
@@ -99,6 +103,81 @@ def bootstrap_ratio(
     pairs = np.stack([above, below], axis=1)
     ((low, high),) = _interval_ends(pairs, lambda m: m[:, :1] / m[:, 1:], confidence, resamples, seed)
     return Interval(ratio, low, high, n)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The variance of a mean, by what it comes from: other images, and other trainings.
+
+    With one training nothing is known about others, and `trainings` is 0.
+    """
+
+    images: float
+    images_freedom: float
+    trainings: float = 0.0
+    trainings_freedom: float = math.inf
+
+    def margin(self, images: float, trainings: float) -> float:
+        """Join the quantiles of the two parts, in standard errors, to a distance from the mean (Cochran)."""
+        whole = self.images + self.trainings
+        return (self.images * images + self.trainings * trainings) / math.sqrt(whole) if whole else 0.0
+
+    def quantile_margin(self, probability: float) -> float:
+        """Return the distance from the mean that Student's t exceeds with a probability, on one side."""
+        from scipy.special import stdtrit
+
+        images, trainings = -stdtrit([self.images_freedom, self.trainings_freedom], probability)
+        return self.margin(float(images), float(trainings))
+
+
+def spread(*tables: npt.ArrayLike) -> Spread:
+    """Return the spread of a sum of means over the same images, each table of trainings of its own.
+
+    tables: finite, (images,) or (trainings, images), of at least two images. The part of the images is their
+    variance less what the residual of images × trainings adds to it, since the part of the trainings holds
+    that already.
+    """
+    grids = [np.atleast_2d(np.asarray(table, dtype=np.float64)) for table in tables]
+    n = grids[0].shape[1]
+    by_images = float(sum(grid.mean(axis=0) for grid in grids).var(ddof=1)) / n
+    parts = [_training_parts(grid) for grid in grids if len(grid) > 1]
+    whole = sum(variance for variance, _, _ in parts)
+    if not parts or whole == 0:
+        return Spread(by_images, n - 1)
+    # Welch (1947), where two tables are of different trainings
+    freedom = whole**2 / sum(variance**2 / freedom for variance, _, freedom in parts)
+    residual = sum(residual for _, residual, _ in parts)
+    return Spread(max(by_images - residual, 0.0), n - 1, whole, freedom)
+
+
+def _training_parts(grid: Numbers) -> tuple[float, float, int]:
+    """Return the variance of a mean by its trainings, the residual's share in it, and the freedom."""
+    trainings, n = grid.shape
+    per_training = grid.mean(axis=1)
+    residual = grid - per_training[:, None] - grid.mean(axis=0) + grid.mean()
+    share = float((residual**2).sum()) / ((trainings - 1) * (n - 1)) / (trainings * n)
+    return float(per_training.var(ddof=1)) / trainings, share, trainings - 1
+
+
+def widen(interval: Interval, image_variance: float, found: Spread, confidence: float) -> Interval:
+    """Widen an interval over images by what the trainings add.
+
+    image_variance: of the mean over images that the interval is of; it turns the ends into quantiles, so that
+    their skewness is kept.
+    """
+    if found.trainings == 0 or math.isnan(interval.low):
+        return interval
+    from scipy.special import stdtrit
+
+    error = math.sqrt(image_variance)
+    below, above = (
+        (abs(end - interval.mean) / error if error else 0.0) for end in (interval.low, interval.high)
+    )
+    quantile = float(stdtrit(found.trainings_freedom, (1 + confidence) / 2))
+    low, high = (found.margin(part, quantile) for part in (below, above))
+    return replace(
+        interval, low=round(interval.mean - low, _DECIMALS), high=round(interval.mean + high, _DECIMALS)
+    )
 
 
 def _over_seeds(values: npt.ArrayLike) -> Numbers:
