@@ -5,12 +5,13 @@ difference.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from lapbench.report.statistics import Numbers, Spread, bootstrap_mean, spread, widen
+from lapbench.report.statistics import Interval, Numbers, Spread, bootstrap_means, spread, widen
 
 _DECIMALS = 9  # of a difference: the last bits of a mean over trainings are no difference
 _SMALLEST = -90.0  # exponent of a p-value; below, the quantiles of Student's t overflow
@@ -52,11 +53,31 @@ def compare(
 
     Errors: ValueError for arrays over another number of images, and where no image has both scores.
     """
-    grids = _paired(ours, theirs)
-    if len(grids[0]) == len(grids[1]):
-        grids = [grids[0] + grids[1]]
-    averaged = np.round(np.sum([grid.mean(axis=0) for grid in grids], axis=0), _DECIMALS)
-    interval = bootstrap_mean(averaged, confidence=confidence, resamples=resamples, seed=seed)
+    return compare_all([(ours, theirs)], confidence=confidence, resamples=resamples, seed=seed)[0]
+
+
+def compare_all(
+    pairs: Sequence[tuple[npt.ArrayLike, npt.ArrayLike]],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> list[Comparison]:
+    """Compare many pairs of rows, as `compare` does; pairs over equally many images share their resamples.
+
+    That makes a hundred pairs hardly dearer than one. Errors: as `compare`.
+    """
+    found = [_grids(ours, theirs) for ours, theirs in pairs]
+    averages = [np.round(sum(grid.mean(axis=0) for grid in grids), _DECIMALS) for grids in found]
+    intervals = bootstrap_means(averages, confidence=confidence, resamples=resamples, seed=seed)
+    return [
+        _comparison(grids, averaged, interval, confidence)
+        for grids, averaged, interval in zip(found, averages, intervals, strict=True)
+    ]
+
+
+def _comparison(grids: list[Numbers], averaged: Numbers, interval: Interval, confidence: float) -> Comparison:
+    """Return what the differences by image say, and where there are several trainings, what they add."""
     n = len(averaged)
     if any(len(grid) > 1 for grid in grids) and n > 1:
         found = spread(*grids)
@@ -104,6 +125,12 @@ def detectable_effect(differences: npt.ArrayLike, *, alpha: float = 0.05, power:
         return math.nan
     found = spread(grid)
     return found.quantile_margin(alpha / 2) + found.quantile_margin(1 - power)
+
+
+def _grids(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> list[Numbers]:
+    """Return what is compared, (trainings, images) each; one grid where trainings are paired."""
+    grids = _paired(ours, theirs)
+    return [grids[0] + grids[1]] if len(grids[0]) == len(grids[1]) else grids
 
 
 def _paired(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> list[Numbers]:
