@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lapbench.report.results import (
         CompletenessError,
         Counts,
+        Curve,
         Estimate,
         ImageScores,
         Leaderboard,
@@ -30,8 +31,8 @@ _HOMES = {
     "figures": ("MapColumn", "draw_maps", "draw_ranking"),
     "leaderboard": ("rank", "render_csv", "render_markdown", "render_terminal", "write_report"),
     "results": (
-        "CompletenessError", "Counts", "Estimate", "ImageScores", "Leaderboard", "ModelSummary", "Row",
-        "SeedResult", "json_schema", "read_image_scores", "read_leaderboard", "write_image_scores",
+        "CompletenessError", "Counts", "Curve", "Estimate", "ImageScores", "Leaderboard", "ModelSummary",
+        "Row", "SeedResult", "json_schema", "read_image_scores", "read_leaderboard", "write_image_scores",
         "write_leaderboard",
     ),
     "statistics": ("Interval", "bootstrap_mean", "bootstrap_means", "bootstrap_ratio"),
@@ -50,8 +51,9 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "CompletenessError", "Counts", "Estimate", "ImageScores", "Interval", "Leaderboard", "MapColumn",
-    "ModelSummary", "Row", "SeedResult", "bootstrap_mean", "bootstrap_means", "bootstrap_ratio", "draw_maps",
-    "draw_ranking", "json_schema", "rank", "read_image_scores", "read_leaderboard", "render_csv",
-    "render_markdown", "render_terminal", "write_image_scores", "write_leaderboard", "write_report",
+    "CompletenessError", "Counts", "Curve", "Estimate", "ImageScores", "Interval", "Leaderboard",
+    "MapColumn", "ModelSummary", "Row", "SeedResult", "bootstrap_mean", "bootstrap_means", "bootstrap_ratio",
+    "draw_maps", "draw_ranking", "json_schema", "rank", "read_image_scores", "read_leaderboard",
+    "render_csv", "render_markdown", "render_terminal", "write_image_scores", "write_leaderboard",
+    "write_report",
 ]  # fmt: skip

@@ -302,13 +302,18 @@ def _csv_line(leaderboard: Leaderboard, row: Row) -> dict[str, Any]:
         "counts",
         "pointing_game",
         "energy",
+        "measures",
+        "curves",
         "completeness_error",
         "seeds",
         "image_scores",
     }
     line |= row.model_dump(exclude=nested)
     line |= row.counts.model_dump()
-    for name, estimate in (("pointing_game", row.pointing_game), ("energy", row.energy)):
+    measured = {name for other in leaderboard.rows for name in other.measures}
+    estimates = {"pointing_game": row.pointing_game, "energy": row.energy}
+    estimates |= {name: row.measures.get(name) for name in sorted(measured)}
+    for name, estimate in estimates.items():
         found = estimate or Estimate()
         line |= {name: found.mean, f"{name}_ci_low": found.ci_low, f"{name}_ci_high": found.ci_high}
     error = row.completeness_error

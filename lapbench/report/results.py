@@ -67,6 +67,21 @@ class Estimate(Record):
     ci_high: Number = None
 
 
+class Curve(Record):
+    """A score as a function of something: y at each x. n: the images behind each point, where they vary."""
+
+    x: tuple[Number, ...]
+    y: tuple[Number, ...]
+    n: tuple[Count, ...] | None = None
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Self:
+        found = {len(self.x), len(self.y), len(self.x if self.n is None else self.n)}
+        if len(found) > 1:
+            raise ValueError("x, y and n of a curve must be equally long")
+        return self
+
+
 class Counts(Record):
     """Images of the row whose map or prediction says nothing; never left out silently."""
 
@@ -134,6 +149,8 @@ class Row(Record):
     tied_fraction: Number = None  # top-k: share of selected pixels that the tie rule chose
     pointing_game: Estimate | None = None
     energy: Estimate | None = None
+    measures: dict[str, Estimate] = {}  # further scores by name, of the same images ("auc", "oracle_iou" ...)
+    curves: dict[str, Curve] = {}  # "iou_by_threshold", "iou_by_size"
     model_accuracy: Number = None  # on the scored split
     completeness_error: CompletenessError | None = None
     cells_per_object: Number = None  # side of the median object in pixels of the map, where it is coarse

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lapbench.report import (
+    Estimate,
     Leaderboard,
     ModelSummary,
     Row,
@@ -278,6 +279,15 @@ def test_the_csv_holds_every_row_in_full() -> None:
         assert line["complete"] == str(row.complete).lower()
         assert line["pointing_game_ci_low"] == ("0.7" if row.complete else "")
         assert int(line["n_empty"]) == row.counts.n_empty
+
+
+def test_the_csv_has_columns_for_every_further_score_that_any_row_has() -> None:
+    board = make_leaderboard()
+    first, *others = board.rows
+    first = first.model_copy(update={"measures": {"auc": Estimate(mean=0.75, ci_low=0.7, ci_high=0.8)}})
+    lines = list(csv.DictReader(io.StringIO(render_csv(board.model_copy(update={"rows": (first, *others)})))))
+    cells = {(line["auc"], line["auc_ci_low"], line["auc_ci_high"]) for line in lines}
+    assert cells == {("0.75", "0.7", "0.8"), ("", "", "")}
 
 
 def test_a_report_is_the_same_every_time(tmp_path: object) -> None:
