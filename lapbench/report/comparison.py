@@ -79,10 +79,9 @@ def compare_all(
 def _comparison(grids: list[Numbers], averaged: Numbers, interval: Interval, confidence: float) -> Comparison:
     """Return what the differences by image say, and where there are several trainings, what they add."""
     n = len(averaged)
-    if any(len(grid) > 1 for grid in grids) and n > 1:
-        found = spread(*grids)
-        interval = widen(interval, float(averaged.var(ddof=1)) / n, found, confidence)
-        p_value = chance(interval.mean, found)
+    if n > 1 and any(len(grid) > 1 for grid in grids):
+        interval = widen(interval, *grids, confidence=confidence)
+        p_value = chance(interval.mean, spread(*grids))
     else:
         p_value = _signed_rank(averaged)
     higher = (np.count_nonzero(averaged > 0) + np.count_nonzero(averaged == 0) / 2) / n

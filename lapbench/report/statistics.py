@@ -41,7 +41,8 @@ def bootstrap_mean(
 ) -> Interval:
     """Return the mean of one score over images with its interval.
 
-    values: (images,) or (seeds, images); NaN marks an image without a score. Otherwise as `bootstrap_means`.
+    values: (images,) or (trainings, images); NaN marks an image without a score. Otherwise as
+    `bootstrap_means`.
     """
     table = np.asarray(values, dtype=np.float64)
     return bootstrap_means([table], confidence=confidence, resamples=resamples, seed=seed)[0]
@@ -52,16 +53,16 @@ def bootstrap_means(
 ) -> list[Interval]:
     """Return the mean and interval of many scores at once, in the order given.
 
-    Each score is (images,) or (seeds, images). An image that lacks a score (NaN) in any seed is left out;
-    that it was is for the caller to count. The interval is BCa (Efron, 1987, "Better bootstrap confidence
-    intervals"), and the plain percentile interval above `BCA_LIMIT` images or where BCa is not defined.
-    Scores over the same images are resampled together, which costs hardly more than one. One image has a
-    mean and no interval (NaN ends), equal values have an interval of no width, and no image at all gives
-    NaN throughout.
+    Each score is (images,) or (trainings, images). An image that lacks a score (NaN) in any training is left
+    out; that it was is for the caller to count. The interval is BCa (Efron, 1987, "Better bootstrap
+    confidence intervals"), and the plain percentile interval above `BCA_LIMIT` images or where BCa is not
+    defined; several trainings widen it. Scores over the same images are resampled together, which costs
+    hardly more than one. One image has a mean and no interval (NaN ends), equal values have an interval of no
+    width, and no image at all gives NaN throughout.
 
     Errors: ValueError for another number of dimensions.
     """
-    columns = [_over_seeds(values) for values in table]
+    columns = [_over_trainings(values) for values in table]
     intervals = [_without_resampling(column[np.isfinite(column)]) for column in columns]
     groups: dict[bytes, list[int]] = {}  # the scores that are over the same images
     for index, column in enumerate(columns):
@@ -73,7 +74,10 @@ def bootstrap_means(
         ends = _interval_ends(values, lambda means: means, confidence, resamples, seed)
         for index, (low, high) in zip(members, ends, strict=True):
             intervals[index] = replace(intervals[index], low=low, high=high)
-    return intervals
+    return [
+        widen(interval, _scored(values), confidence=confidence)
+        for interval, values in zip(intervals, table, strict=True)
+    ]
 
 
 def bootstrap_ratio(
@@ -86,23 +90,27 @@ def bootstrap_ratio(
 ) -> Interval:
     """Return Σ numerators / Σ denominators over images, drawn in pairs: the interval of a pooled IoU.
 
-    numerators, denominators: (images,), for instance the pixels of intersection and of union. The interval is
-    that of `bootstrap_means`. Errors: ValueError for arrays of other shapes, NaN, or a denominator ≤ 0.
+    numerators, denominators: (images,) or (trainings, images), for instance the pixels of intersection and of
+    union. The interval is that of `bootstrap_means`. Errors: ValueError for arrays of other shapes, NaN, or a
+    denominator ≤ 0.
     """
-    above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
-    if above.ndim != 1 or above.shape != below.shape:
-        raise ValueError(f"wanted two vectors of one length, found shapes {above.shape} and {below.shape}")
+    above, below = (
+        np.atleast_2d(np.asarray(values, dtype=np.float64)) for values in (numerators, denominators)
+    )
+    if above.ndim != 2 or above.shape != below.shape:
+        raise ValueError(f"wanted two tables of one shape, found shapes {above.shape} and {below.shape}")
     if not (np.isfinite(above).all() and np.isfinite(below).all() and (below > 0).all()):
         raise ValueError("wanted finite numbers and positive denominators: leave out images without truth")
-    n = len(above)
+    n = above.shape[1]
+    ratio = float(above.sum() / below.sum()) if n else math.nan
     if n < 2:
-        return Interval(float(above[0] / below[0]) if n else math.nan, math.nan, math.nan, n)
-    ratio = float(above.sum() / below.sum())
-    if np.ptp(above / below) == 0:
-        return Interval(ratio, ratio, ratio, n)
-    pairs = np.stack([above, below], axis=1)
-    ((low, high),) = _interval_ends(pairs, lambda m: m[:, :1] / m[:, 1:], confidence, resamples, seed)
-    return Interval(ratio, low, high, n)
+        return Interval(ratio, math.nan, math.nan, n)
+    pairs = np.stack([above.sum(axis=0), below.sum(axis=0)], axis=1)
+    low = high = ratio
+    if np.ptp(pairs[:, 0] / pairs[:, 1]) > 0:
+        ((low, high),) = _interval_ends(pairs, lambda m: m[:, :1] / m[:, 1:], confidence, resamples, seed)
+    linear = ratio + (above - ratio * below) / below.mean()  # the ratio as a mean, to first order
+    return widen(Interval(ratio, low, high, n), linear, confidence=confidence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +147,7 @@ def spread(*tables: npt.ArrayLike) -> Spread:
     """
     grids = [np.atleast_2d(np.asarray(table, dtype=np.float64)) for table in tables]
     n = grids[0].shape[1]
-    by_images = float(sum(grid.mean(axis=0) for grid in grids).var(ddof=1)) / n
+    by_images = float(np.sum([grid.mean(axis=0) for grid in grids], axis=0).var(ddof=1)) / n
     parts = [_training_parts(grid) for grid in grids if len(grid) > 1]
     whole = sum(variance for variance, _, _ in parts)
     if not parts or whole == 0:
@@ -159,34 +167,40 @@ def _training_parts(grid: Numbers) -> tuple[float, float, int]:
     return float(per_training.var(ddof=1)) / trainings, share, trainings - 1
 
 
-def widen(interval: Interval, image_variance: float, found: Spread, confidence: float) -> Interval:
-    """Widen an interval over images by what the trainings add.
+def widen(interval: Interval, *tables: npt.ArrayLike, confidence: float) -> Interval:
+    """Widen the interval of a sum of means, which is over images alone, by what the trainings add.
 
-    image_variance: of the mean over images that the interval is of; it turns the ends into quantiles, so that
-    their skewness is kept.
+    tables: as `spread` wants them. The ends are turned into quantiles first, so that their skewness is kept.
     """
-    if found.trainings == 0 or math.isnan(interval.low):
+    grids = [np.atleast_2d(np.asarray(table, dtype=np.float64)) for table in tables]
+    if math.isnan(interval.low) or all(len(grid) == 1 for grid in grids):
         return interval
     from scipy.special import stdtrit
 
-    error = math.sqrt(image_variance)
-    below, above = (
-        (abs(end - interval.mean) / error if error else 0.0) for end in (interval.low, interval.high)
-    )
+    found = spread(*grids)
+    if found.trainings == 0:
+        return interval
+    variance = np.sum([grid.mean(axis=0) for grid in grids], axis=0).var(ddof=1) / interval.n
+    error = math.sqrt(variance) or 1.0  # without any, both ends are the mean
     quantile = float(stdtrit(found.trainings_freedom, (1 + confidence) / 2))
-    low, high = (found.margin(part, quantile) for part in (below, above))
-    return replace(
-        interval, low=round(interval.mean - low, _DECIMALS), high=round(interval.mean + high, _DECIMALS)
-    )
+    low = interval.mean - found.margin((interval.mean - interval.low) / error, quantile)
+    high = interval.mean + found.margin((interval.high - interval.mean) / error, quantile)
+    return replace(interval, low=round(low, _DECIMALS), high=round(high, _DECIMALS))
 
 
-def _over_seeds(values: npt.ArrayLike) -> Numbers:
-    """Average (seeds, images) over seeds; an image without a score in any seed stays NaN."""
+def _over_trainings(values: npt.ArrayLike) -> Numbers:
+    """Average (trainings, images) over trainings; an image without a score in any stays NaN."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim not in (1, 2):
-        raise ValueError(f"values are (images,) or (seeds, images), found shape {array.shape}")
+        raise ValueError(f"values are (images,) or (trainings, images), found shape {array.shape}")
     mean = array if array.ndim == 1 else array.mean(axis=0)
     return np.where(np.isfinite(mean), mean, np.nan)
+
+
+def _scored(values: npt.ArrayLike) -> Numbers:
+    """Leave out the images without a score in any training: (trainings, images)."""
+    grid = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    return grid[:, np.isfinite(grid).all(axis=0)]
 
 
 def _without_resampling(values: Numbers) -> Interval:
