@@ -108,7 +108,7 @@ def render_markdown(leaderboard: Leaderboard) -> str:
             slanted = [_is_aside(row) for row in board.complete]
             lines += [*_markdown_table(board.columns, cells, slanted), ""]
         if board.incomplete:
-            lines += ["Not ranked:", "", *(f"- {_markdown(text)}" for text in _excuses(board.incomplete)), ""]
+            lines += ["Not ranked:", "", *(f"- {_markdown(text)}" for text in excuses(board.incomplete)), ""]
     return "\n".join([*lines, _markdown(LEGEND), ""])
 
 
@@ -140,7 +140,7 @@ def render_terminal(leaderboard: Leaderboard) -> "RenderableType":
             parts.append(_BoardTable(board))
         parts += [
             Text.assemble(("not ranked ", "bold red"), _printable(text))
-            for text in _excuses(board.incomplete)
+            for text in excuses(board.incomplete)
         ]
         parts.append(Text(""))
     parts.append(Text(LEGEND, style="dim"))
@@ -244,7 +244,7 @@ def _notes(row: Row, n: int) -> Iterator[str]:
         yield row.reason
 
 
-def _excuses(rows: Sequence[Row]) -> Iterator[str]:
+def excuses(rows: Sequence[Row]) -> Iterator[str]:
     """Say why rows have no rank, in one line for all explainers of a model that share the reason."""
     alike: dict[tuple[str, str, str, int, int], list[str]] = {}
     for row in rows:
