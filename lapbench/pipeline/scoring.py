@@ -262,10 +262,11 @@ def _intervals(
     if protocol.averaging == "pooled":
         scored = kept & ~np.any([s.failed for s in selected], axis=0)
         pooled = (
-            np.sum([getattr(s, part)[scored] for s in selected], axis=0) for part in ("intersection", "union")
+            np.stack([getattr(s, part)[scored] for s in selected]) for part in ("intersection", "union")
         )
         found[0] = bootstrap_ratio(*pooled, confidence=confidence, resamples=resamples)
-    return found
+    # Student's t, of few trainings, may leave the range of the scores
+    return [replace(one, low=max(one.low, 0.0), high=min(one.high, 1.0)) for one in found]
 
 
 def _cells_per_object(job: Job, resolution: tuple[int, int]) -> float | None:
