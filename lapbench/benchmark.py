@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from lapbench.errors import UnknownNameError
+from lapbench.errors import DefinitionError, UnknownNameError
 from lapbench.registry import architectures, check_parameters, explainers
 from lapbench.toml import Table, read_toml
 
@@ -324,6 +324,23 @@ def select(
     if seed is not None:
         kept_models = tuple(m if m.weights else m.model_copy(update={"seeds": (seed,)}) for m in kept_models)
     return benchmark.model_copy(update={"models": kept_models, "explainers": kept_explainers})
+
+
+def given(benchmark: Benchmark, weights: Path, model: str = "") -> Benchmark:
+    """Return the benchmark on one of its models with given weights instead of trained ones.
+
+    Errors: UnknownNameError for a name that the definition does not hold; DefinitionError for no name where
+    it holds several models.
+    """
+    names = [m.name for m in benchmark.models]
+    if not model and len(names) > 1:
+        raise DefinitionError(
+            f"{benchmark.name} has {len(names)} models: say whose weights {weights} are, "
+            f"as NAME={weights}; the names are {', '.join(names)}"
+        )
+    chosen = select(benchmark, models=(model or names[0],))
+    loaded = {"weights": weights, "recipe": None, "seeds": (0,)}
+    return chosen.model_copy(update={"models": (chosen.models[0].model_copy(update=loaded),)})
 
 
 def _without(faults: list[str], table: T) -> T:

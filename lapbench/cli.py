@@ -7,6 +7,7 @@ incomplete (some rows or maps have a reason instead of a number); 130 interrupte
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ from lapbench.errors import LapbenchError
 if TYPE_CHECKING:
     from lapbench.pipeline import Job
     from lapbench.report import Leaderboard
+    from lapbench.report.baseline import Baseline
+    from lapbench.report.gate import Gate
     from lapbench.store import Entry, MapStore
 
 app = typer.Typer(
@@ -38,6 +41,8 @@ maps_app = typer.Typer(help="List, check and export the maps in the cache.", no_
 app.add_typer(maps_app, name="maps")
 check_app = typer.Typer(help="Check what you bring along before you rank it.", no_args_is_help=True)
 app.add_typer(check_app, name="check")
+baseline_app = typer.Typer(help="Renew what the gate compares with.", no_args_is_help=True)
+app.add_typer(baseline_app, name="baseline")
 WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
 """Columns of what is printed; a file has none of its own, and 80 are too few for a leaderboard."""
 out_console = Console(width=WIDTH, emoji=False)  # module:x: is a name, not a cross
@@ -59,6 +64,30 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where netw
 Models = Annotated[str, typer.Option(help="Only these models, separated by commas.")]
 Explainers = Annotated[str, typer.Option(help="Only these explainers, separated by commas.")]
 Seed = Annotated[int | None, typer.Option(help="Train with this one seed instead of the definition's.")]
+Current = Annotated[Path | None, typer.Option(help="The new results: a report folder.")]
+Given = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="[NAME=]WEIGHTS",
+        help="Instead of new results: weights to be explained now, for a model of --benchmark.",
+    ),
+]
+GivenOn = Annotated[
+    str, typer.Option("--benchmark", help="The name or TOML file of the benchmark that --model is put to.")
+]
+GivenOut = Annotated[
+    Path | None, typer.Option(help="Where the report on --model goes; if not given, nowhere.")
+]
+GivenCache = Annotated[
+    Path | None, typer.Option(help="Where maps of --model are kept; if not given, nowhere: all is made anew.")
+]
+MinEffect = Annotated[
+    float, typer.Option(min=0, max=1, help="The smallest difference of mean IoU that matters.")
+]
+Alpha = Annotated[
+    float, typer.Option(min=1e-9, max=0.5, help="How often a gate may fail where nothing has changed.")
+]
 
 
 @app.command()
@@ -158,6 +187,125 @@ def report(
 
         board = pipeline.report(job)
     _show(board, job)
+
+
+@app.command()
+def gate(
+    baseline: Annotated[Path, typer.Option(help="The accepted results: a file, or a report folder.")],
+    current: Current = None,
+    model: Given = "",
+    benchmark: GivenOn = "",
+    min_effect: MinEffect = 0.01,
+    alpha: Alpha = 0.05,
+    markdown: Annotated[Path | None, typer.Option(help="Write the verdicts there, as Markdown.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the verdicts there, as JUnit XML.")] = None,
+    out: GivenOut = None,
+    cache: GivenCache = None,
+    data: Data = None,
+    device: Device = "auto",
+) -> None:
+    """Hold new results against accepted ones; exit with 1 where a row moved, either way, or is missing."""
+    with guarded():
+        from lapbench.report.baseline import read_baseline
+        from lapbench.report.gate import judge
+
+        accepted = read_baseline(baseline)
+        limit = accepted.limit
+        new = _new_results(current, model, benchmark, out, cache, data, device, limit)
+        explained = sorted({row.model for row in new.rows}) if model else ()
+        verdicts = judge(accepted, new, min_effect=min_effect, alpha=alpha, models=explained)
+        _announce(verdicts, markdown, junit)
+        if not verdicts.passes:
+            raise typer.Exit(1)
+
+
+@baseline_app.command("accept")
+def accept_baseline(
+    baseline: Annotated[Path, typer.Option(help="The file to write; the old one's history is kept.")],
+    why: Annotated[str, typer.Option(help="Why these results are right; it is recorded.")],
+    current: Current = None,
+    model: Given = "",
+    benchmark: GivenOn = "",
+    out: GivenOut = None,
+    cache: GivenCache = None,
+    data: Data = None,
+    limit: Limit = None,
+    device: Device = "auto",
+) -> None:
+    """Make results the ones that the gate compares with, and record the reason."""
+    if not why.strip():
+        raise typer.BadParameter("a reason in words is wanted", param_hint="--why")
+    with guarded():
+        from lapbench.report.baseline import accepted, read_baseline, write_baseline
+        from lapbench.report.gate import judge
+
+        old = read_baseline(baseline) if baseline.exists() else None
+        new = _new_results(current, model, benchmark, out, cache, data, device, limit)
+        verdicts = judge(old, new) if old else None
+        if verdicts:
+            _announce(verdicts, None, None)
+        write_baseline(baseline, accepted(new, why, old=old, verdicts=verdicts.counts if verdicts else {}))
+        said = f"{baseline}: {len(new.rows)} rows accepted"
+        out_console.print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+def _new_results(
+    current: Path | None,
+    model: str,
+    benchmark: str,
+    out: Path | None,
+    cache: Path | None,
+    data: Path | None,
+    device: Literal["auto", "cpu", "cuda"],
+    limit: int | None,
+) -> "Baseline":
+    """Read new results, or make them: all rows of one network with given weights."""
+    from lapbench.report.baseline import from_report
+
+    if (current is None) != bool(model) or bool(model) != bool(benchmark):
+        raise typer.BadParameter("give either --current, or --model with --benchmark")
+    if current is not None:
+        return from_report(current)
+    name, _, weights = ("", "", model) if Path(model).is_file() else model.rpartition("=")
+    with err_console.status("loading torch …"), tempfile.TemporaryDirectory() as folder:
+        from lapbench import benchmark as definition
+        from lapbench import pipeline
+
+        chosen = definition.given(definition.load_benchmark(benchmark), Path(weights), name)
+        with Bars() as bars:
+            workspace = pipeline.Workspace(
+                out=out or Path(folder) / "report",
+                cache=cache or Path(folder) / "cache",
+                data=data,
+                limit=limit,
+                device=device,
+                progress=bars.update,
+                notify=bars.note,
+            )
+            pipeline.run(pipeline.Job(chosen, workspace))
+        return from_report(workspace.out)
+
+
+def _announce(verdicts: "Gate", markdown: Path | None, junit: Path | None) -> None:
+    """Print what a gate says, mark the run where GitHub asks for it, and write the files asked for."""
+    from lapbench.report import gate_report
+
+    loud = [gate_report.cells(verdict) for verdict in verdicts.verdicts if verdict.state != "ok"]
+    if loud:
+        _print_table(gate_report.COLUMNS, [tuple(cells) for cells in loud])
+    for line in (gate_report.headline(verdicts), gate_report.rule(verdicts)):
+        out_console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for line in gate_report.annotations(verdicts):
+            out_console.print(line, markup=False, highlight=False, soft_wrap=True)
+    page = gate_report.render_markdown(verdicts)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(page)
+    for path, content in ((markdown, page.encode()), (junit, gate_report.render_junit(verdicts))):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
 
 
 @contextmanager

@@ -117,6 +117,12 @@ class Baseline(Record):
             raise ValueError("; ".join(faults))
         return self
 
+    @property
+    def limit(self) -> int | None:
+        """How many samples of each split were used; None for all."""
+        found = self.provenance.get("limit")
+        return found if isinstance(found, int) else None
+
     def ids(self, row: BaselineRow) -> tuple[str, ...]:
         """The images that the scores of a row are over; none for a row without scores."""
         return self.images[row.images] if row.iou and row.images is not None else ()

@@ -75,7 +75,7 @@ class Gate:
         return all(verdict.passes for verdict in self.verdicts)
 
     @property
-    def counts(self) -> dict[State, int]:
+    def counts(self) -> dict[str, int]:
         """How many rows have each verdict that occurs, in the order of the table."""
         found = Counter(verdict.state for verdict in self.verdicts)
         return {state: found[state] for state in ORDER if found[state]}
