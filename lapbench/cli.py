@@ -210,8 +210,7 @@ def gate(
         from lapbench.report.gate import judge
 
         accepted = read_baseline(baseline)
-        limit = accepted.limit
-        new = _new_results(current, model, benchmark, out, cache, data, device, limit)
+        new = _new_results(current, model, benchmark, out, cache, data, device, accepted.limit)
         explained = sorted({row.model for row in new.rows}) if model else ()
         verdicts = judge(accepted, new, min_effect=min_effect, alpha=alpha, models=explained)
         _announce(verdicts, markdown, junit)

@@ -91,7 +91,7 @@ def render_junit(gate: Gate) -> bytes:
 
 
 def annotations(gate: Gate) -> Iterator[str]:
-    """Yield the workflow commands that mark a run of GitHub's: an error a failing row, while it shows them."""
+    """Yield the workflow commands that mark a run on GitHub: an error for each of the first failing rows."""
     loud = [verdict for verdict in gate.verdicts if not verdict.passes]
     shown = loud if len(loud) <= ANNOTATIONS else loud[: ANNOTATIONS - 1]
     for verdict in shown:
