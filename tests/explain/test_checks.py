@@ -72,7 +72,8 @@ WHOLE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet18": (lambda: network("resnet18"), 64),
     "lap-resnet18": (lambda: plugged(network("resnet18")), 64),
     "squeezenet1_1": (lambda: network("squeezenet1_1"), 64),
-    "inception_v3": (lambda: network("inception_v3"), 107),
+    # in single precision its gradient is not settled to 1e-3: what rounding turns on is turned on for 90 layers
+    "inception_v3": (lambda: network("inception_v3").double(), 107),
 }
 
 
@@ -105,7 +106,8 @@ NOT_APPLICABLE = {
 
 
 def held(kind: str, name: str, side: int) -> None:
-    case = explainers.get(name), built(kind), images(2, side), TARGET, SHORT.get(name)
+    batch = images(2, side).to(next(built(kind).parameters()).dtype)
+    case = explainers.get(name), built(kind), batch, TARGET, SHORT.get(name)
     if (kind, name) in NOT_APPLICABLE:
         with pytest.raises(NotApplicableError, match=NOT_APPLICABLE[kind, name]):
             check_explainer(*case)
