@@ -72,7 +72,7 @@ WHOLE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet18": (lambda: network("resnet18"), 64),
     "lap-resnet18": (lambda: plugged(network("resnet18")), 64),
     "squeezenet1_1": (lambda: network("squeezenet1_1"), 64),
-    # in single precision its gradient is not settled to 1e-3: what rounding turns on is turned on for 90 layers
+    # in single precision its gradient is not settled to 1e-3: rounding turns units on and off
     "inception_v3": (lambda: network("inception_v3").double(), 107),
 }
 
