@@ -21,17 +21,18 @@ def report(job: Job) -> Leaderboard:
     """Write the leaderboard and its pictures from the rows that are there, and return it, ranked."""
     out = job.workspace.out
     models = {model.name: _summary(job, model) for model in job.benchmark.models}
-    rows = [_finished(job, scored, models) for row in job.rows() for scored in scored_rows(job, row)]
+    found = [scored for row in job.rows() for scored in scored_rows(job, row)]
     leaderboard = Leaderboard(
         benchmark=job.benchmark.name,
         benchmark_version=job.benchmark.version,
         title=job.benchmark.title,
         confidence=job.benchmark.protocol.confidence,
         models=tuple(models.values()),
-        rows=tuple(rows),
+        rows=tuple(_finished(job, scored, models) for scored in found),
         provenance=_provenance(job),
     )
-    written = write_report(out, leaderboard)
+    images = {scored.row.key: scored.images for scored in found if scored.images is not None}
+    written = write_report(out, leaderboard, images)
     draw_pictures(job, written)
     return written
 

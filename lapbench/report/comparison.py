@@ -68,6 +68,9 @@ def compare_all(
     That makes a hundred pairs hardly dearer than one. Errors: as `compare`.
     """
     found = [_grids(ours, theirs) for ours, theirs in pairs]
+    for (ours, _), grids in zip(pairs, found, strict=True):
+        if grids[0].shape[1] == 0:
+            raise ValueError(f"none of {np.shape(ours)[-1]} images has a score in both rows")
     averages = [np.round(sum(grid.mean(axis=0) for grid in grids), _DECIMALS) for grids in found]
     intervals = bootstrap_means(averages, confidence=confidence, resamples=resamples, seed=seed)
     return [
@@ -88,13 +91,32 @@ def _comparison(grids: list[Numbers], averaged: Numbers, interval: Interval, con
     return Comparison(n, interval.mean, interval.low, interval.high, p_value, float(higher))
 
 
+def mean_difference(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> tuple[float, Spread]:
+    """Return the mean of ours − theirs and its spread; both NaN for fewer than two images with both scores.
+
+    ours, theirs: as `compare` takes them; trainings are paired as there.
+    """
+    grids = _grids(ours, theirs)
+    n = grids[0].shape[1]
+    if n < 2:
+        return math.nan, Spread(math.nan, 0)
+    difference = float(np.sum([grid.mean() for grid in grids]))
+    return round(difference, _DECIMALS), spread(*grids)
+
+
 def chance(difference: float, found: Spread) -> float:
-    """Return the two-sided p-value of a mean difference: Student's t, over images and over trainings."""
+    """Return the two-sided p-value of a mean difference: Student's t, over images and over trainings.
+
+    It is 1 where nothing is known of the spread (NaN).
+    """
     from scipy.optimize import brentq
+    from scipy.special import stdtr
 
     distance = abs(difference)
-    if distance == 0:
+    if distance == 0 or math.isnan(found.images):
         return 1.0
+    if found.trainings == 0 and found.images > 0:
+        return float(2 * stdtr(found.images_freedom, -distance / math.sqrt(found.images)))
     if found.quantile_margin(10.0**_SMALLEST) <= distance:
         return 0.0
     # the confidence at which the interval just touches zero
@@ -138,8 +160,6 @@ def _paired(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> list[Numbers]:
     if mine.ndim != 2 or other.ndim != 2 or mine.shape[1] != other.shape[1]:
         raise ValueError(f"wanted scores of the same images, found shapes {mine.shape} and {other.shape}")
     both = np.isfinite(mine).all(axis=0) & np.isfinite(other).all(axis=0)
-    if not both.any():
-        raise ValueError(f"none of {mine.shape[1]} images has a score in both rows")
     return [mine[:, both], -other[:, both]]
 
 

@@ -3,7 +3,8 @@
 There are two rankings, because the two ways from a map to a mask ask different things: by thresholding (one
 cut for all images: is the map's scale right?) and by top-k (as many pixels as the truth has: is its order
 right?). Contestants have ranks. Controls stand where their mean puts them, without one. What an explainer
-reaches on the same network with random weights stands beside what it reaches on the trained one.
+reaches on the same network with random weights stands beside what it reaches on the trained one. Rows that
+cannot be told apart share a group.
 """
 
 import csv
@@ -12,9 +13,21 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lapbench.report.results import Estimate, Leaderboard, ModelSummary, Row, write_file, write_leaderboard
+from lapbench.report.groups import POWER, Key, grouped
+from lapbench.report.results import (
+    Estimate,
+    ImageScores,
+    Leaderboard,
+    ModelSummary,
+    Power,
+    Ranking,
+    Row,
+    write_file,
+    write_leaderboard,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -23,11 +36,12 @@ if TYPE_CHECKING:
 NONE = "–"
 
 LEGEND = (
-    "IoU: predicted mask against truth. random net: IoU of the same explainer on the network with random "
-    "weights. threshold: fitted on other images than these, or the map's own; < selects below it. ties: "
-    "share of selected pixels left to the tie rule. pointing: how often the highest pixel lies inside the "
-    "truth. energy: share of the positive map inside it. cells: pixels of the map across the median object. "
-    "Controls have no rank: what does not beat them says nothing."
+    "IoU: predicted mask against truth. group: rows of one number cannot be told apart from the best of them "
+    "(paired test over the same images, corrected for all pairs). random net: IoU of the same explainer on "
+    "the network with random weights. threshold: fitted on other images than these, or the map's own; < "
+    "selects below it. ties: share of selected pixels left to the tie rule. pointing: how often the highest "
+    "pixel lies inside the truth. energy: share of the positive map inside it. cells: pixels of the map "
+    "across the median object. Controls have no rank: what does not beat them says nothing."
 )
 
 MODEL_COLUMNS = ("model", "accuracy", "balanced accuracy", "chance", "images", "seeds", "notes")
@@ -44,12 +58,14 @@ class Board:
     randomised: Mapping[
         tuple[str, str, str], Row
     ]  # by model, explainer, selection; they stand beside the rows
+    power: Power | None = None  # None: nothing is known of what can be told apart
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The headings of the cells of `row_cells`."""
         measured = ("IoU [interval]", "random net", self.own_column, "pointing", "energy")
-        return ("#", "model", "explainer", *measured, "notes")
+        places = ("#", "group") if self.power else ("#",)
+        return (*places, "model", "explainer", *measured, "notes")
 
     @property
     def n(self) -> int:
@@ -74,21 +90,34 @@ def boards(leaderboard: Leaderboard) -> list[Board]:
     """Split a leaderboard into its rankings, leaving out one without rows."""
     rows = rank(leaderboard.rows)
     found = []
-    for title, own_column in (("By thresholding", "threshold"), ("By top-k selection", "ties")):
-        group = [row for row in rows if (row.selection == "top-k") == (own_column == "ties")]
+    for ranking, title, own_column in _RANKINGS:
+        group = [row for row in rows if row.ranking == ranking]
         complete = [row for row in group if row.complete]
         trained = {row.key[:3] for row in complete if not row.randomised}
         beside = {row.key[:3]: row for row in complete if row.randomised and row.key[:3] in trained}
         alone = tuple(row for row in complete if not row.randomised or row.key[:3] not in beside)
         incomplete = tuple(row for row in group if not row.complete)
         if group:
-            found.append(Board(title, own_column, alone, incomplete, beside))
+            power = leaderboard.power.get(ranking)
+            found.append(Board(title, own_column, alone, incomplete, beside, power))
     return found
 
 
-def write_report(folder: Path, leaderboard: Leaderboard) -> Leaderboard:
-    """Write leaderboard.json, .md and .csv into a folder; return what was written, rows ranked."""
+_RANKINGS: tuple[tuple[Ranking, str, str], ...] = (
+    ("thresholding", "By thresholding", "threshold"),
+    ("top-k", "By top-k selection", "ties"),
+)
+
+
+def write_report(
+    folder: Path, leaderboard: Leaderboard, images: Mapping[Key, ImageScores] = MappingProxyType({})
+) -> Leaderboard:
+    """Write leaderboard.json, .md and .csv into a folder; return what was written, ranked and grouped.
+
+    images: the scores by image of the rows, by their keys; rows without have no group.
+    """
     ranked = leaderboard.model_copy(update={"rows": rank(leaderboard.rows)})
+    ranked = grouped(ranked, images)
     write_leaderboard(folder / "leaderboard.json", ranked)
     write_file(folder / "leaderboard.md", render_markdown(ranked).encode())
     write_file(folder / "leaderboard.csv", render_csv(ranked).encode())
@@ -107,6 +136,8 @@ def render_markdown(leaderboard: Leaderboard) -> str:
             cells = [row_cells(row, board) for row in board.complete]
             slanted = [_is_aside(row) for row in board.complete]
             lines += [*_markdown_table(board.columns, cells, slanted), ""]
+        if sentence := power_sentence(board):
+            lines += [sentence, ""]
         if board.incomplete:
             lines += ["Not ranked:", "", *(f"- {_markdown(text)}" for text in excuses(board.incomplete)), ""]
     return "\n".join([*lines, _markdown(LEGEND), ""])
@@ -138,9 +169,10 @@ def render_terminal(leaderboard: Leaderboard) -> "RenderableType":
         parts.append(Text.assemble((board.title, "bold"), f": {_caption(leaderboard, board)}"))
         if board.complete:
             parts.append(_BoardTable(board))
+        if sentence := power_sentence(board):
+            parts.append(Text(sentence, style="dim"))
         parts += [
-            Text.assemble(("not ranked ", "bold red"), _printable(text))
-            for text in excuses(board.incomplete)
+            Text.assemble(("not ranked ", "bold red"), _printable(text)) for text in excuses(board.incomplete)
         ]
         parts.append(Text(""))
     parts.append(Text(LEGEND, style="dim"))
@@ -169,7 +201,8 @@ def row_cells(row: Row, board: Board) -> list[str]:
         own = f"{sign}{_digits(row.threshold)}{mark}"
     beside = board.randomised.get(row.key[:3])
     return [
-        NONE if row.rank is None else str(row.rank),
+        _number(row.rank),
+        *([_number(row.group)] if board.power else []),
         row.model,
         _explainer(row),
         f"{_digits(row.mean)} [{_digits(row.ci_low)}, {_digits(row.ci_high)}]",
@@ -179,6 +212,19 @@ def row_cells(row: Row, board: Board) -> list[str]:
         _digits(row.energy.mean if row.energy else None),
         "; ".join(_notes(row, board.n)),
     ]
+
+
+def power_sentence(board: Board) -> str:
+    """Say how many pairs of a ranking can be told apart, and how large a difference must be for that."""
+    if board.power is None:
+        return ""
+    told = f"Told apart: {board.power.told_apart:,} of {_count(board.power.pairs, 'pair')} of ranked rows."
+    effect = board.power.detectable_effect
+    if effect is None:
+        return told
+    if effect > 1:
+        return f"{told} Too few images or trainings to be sure of finding any difference."
+    return f"{told} A true difference of {effect:.3f} is found with a probability of {_percent(POWER)}."
 
 
 def _is_aside(row: Row) -> bool:
@@ -202,6 +248,10 @@ def _rank_group(rows: Sequence[Row]) -> list[Row]:
         for row, mean in means
     ]
     return sorted(ranked, key=lambda r: (not r.complete, -best[r.model], r.model, -(r.mean or 0.0), r.key))
+
+
+def _number(value: int | None) -> str:
+    return NONE if value is None else str(value)
 
 
 def _title(leaderboard: Leaderboard) -> str:
@@ -365,7 +415,8 @@ def _board_table(board: Board, hidden: Set[str]) -> "Table":
             heading = row.model
             if table.rows:
                 table.add_section()
-            table.add_row("", Text(_printable(heading), style="bold cyan"))
+            before = [""] * shown.index(board.columns.index("explainer"))
+            table.add_row(*before, Text(_printable(heading), style="bold cyan"))
         cells = row_cells(row, board)
         style = "italic dim" if _is_aside(row) else "bold" if row.rank == 1 else ""
         table.add_row(*_texts(cells[index] for index in shown), style=style)

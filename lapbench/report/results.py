@@ -35,6 +35,9 @@ SCHEMA_VERSION = 1
 Selection = Literal["threshold", "top-k", "native"]
 """How a map becomes a mask: by a fitted threshold, by the pixels of the truth, or by the map's own 0.5."""
 
+Ranking = Literal["thresholding", "top-k"]
+"""Rows of one ranking compete."""
+
 
 def _finite(value: Any) -> Any:
     """Turn NaN and infinity into null, also inside lists and tables, and put the keys of tables in order."""
@@ -141,6 +144,7 @@ class Row(Record):
     reason: str = ""
     provenance: Provenance = {}
     rank: Annotated[int, Field(ge=1)] | None = None
+    group: Annotated[int, Field(ge=1)] | None = None  # rows of one cannot be told apart from its best
     control: bool = False  # a yardstick (random, centre, oracle ...), not a contestant
     randomised: bool = False  # the same explainer on the same network with random weights
     orientation: Literal[1, -1] | None = None
@@ -188,6 +192,11 @@ class Row(Record):
         """What the row is a row of; no two rows of a leaderboard share it."""
         return (self.model, self.explainer, self.selection, self.randomised)
 
+    @property
+    def ranking(self) -> Ranking:
+        """The ranking that the row belongs to: by thresholding, fitted or its own, or by top-k."""
+        return "top-k" if self.selection == "top-k" else "thresholding"
+
 
 class ModelSummary(Record):
     """How well a model classifies the scored split: a map from a model that cannot says nothing."""
@@ -213,6 +222,18 @@ class ModelSummary(Record):
         return self.skill is None or self.skill < 0.2
 
 
+class Power(Record):
+    """What a ranking can tell apart.
+
+    pairs: of ranked rows. told_apart: pairs whose means differ beyond chance, corrected for all pairs.
+    detectable_effect: the true difference that is found with a probability of 0.8, for the median pair.
+    """
+
+    pairs: Count
+    told_apart: Count
+    detectable_effect: Number = None
+
+
 class Leaderboard(Record):
     """All rows of one benchmark, with what its models can do."""
 
@@ -223,6 +244,7 @@ class Leaderboard(Record):
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95  # of every interval
     models: tuple[ModelSummary, ...] = ()
     rows: tuple[Row, ...] = ()
+    power: dict[Ranking, Power] = {}
     provenance: Provenance = {}  # what all rows share: data, definition, versions
 
     @model_validator(mode="after")
