@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,13 +181,53 @@ def report(
     models: Models = "",
     explainers: Explainers = "",
     seed: Seed = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write index.html, too: all of it as one page.")
+    ] = False,
 ) -> None:
     """Write the leaderboard and the pictures from scores that are there."""
     with _job(name, out, cache, data, limit, "auto", models, explainers, seed) as job:
         from lapbench import pipeline
 
         board = pipeline.report(job)
+        if html:
+            pipeline.write_page(job, board)
     _show(board, job)
+
+
+@app.command()
+def view(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped benchmark's name, the path of a TOML file, or a folder with an index.html."
+        ),
+    ],
+    out: Out = None,
+    cache: Cache = None,
+    data: Data = None,
+    limit: Limit = None,
+    models: Models = "",
+    explainers: Explainers = "",
+    seed: Seed = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+) -> None:
+    """Show the page of a benchmark in the browser, on this machine alone, until Ctrl-C."""
+    path = Path(name) / "index.html"
+    if not path.is_file():
+        with _job(name, out, cache, data, limit, "auto", models, explainers, seed) as job:
+            from lapbench import pipeline
+
+            path = pipeline.write_page(job, pipeline.report(job))
+    with guarded():
+        from lapbench.report.page import serve
+
+        with serve(path, port) as server:
+            _say(f"{path} is shown at {server.address}; Ctrl-C ends it")
+            if browser:
+                webbrowser.open(server.address)
+            server.serve_forever()
 
 
 @app.command()
@@ -348,6 +389,83 @@ def _show(board: "Leaderboard", job: "Job") -> None:
     out_console.print(where, markup=False, highlight=False, soft_wrap=True)
     if not all(row.complete or row.control or row.randomised for row in board.rows):
         raise typer.Exit(3)
+
+
+Folders = Annotated[list[Path], typer.Argument(help="Report folders, each with a leaderboard.json.")]
+
+
+@app.command()
+def validate(folders: Folders) -> None:
+    """Check that report folders are whole: every row is borne out by its scores by image."""
+    faults = 0
+    for folder in folders:
+        with guarded():
+            from lapbench.errors import ResultError
+            from lapbench.report.merge import read_submission
+
+            try:
+                found = read_submission(folder)
+            except ResultError as error:
+                faults += 1
+                _say(str(error))
+                continue
+        board = found.board
+        counted = f"{len(board.rows)} rows of {board.benchmark} version {board.benchmark_version}"
+        out_console.print(
+            f"{folder}: ok, {counted}, by {found.submitter.by}", markup=False, highlight=False, soft_wrap=True
+        )
+    if faults:
+        raise typer.Exit(2)
+
+
+@app.command()
+def leaderboard(
+    folders: Folders,
+    out: Annotated[Path | None, typer.Option(help="Where joined report folders go, one a benchmark.")] = None,
+) -> None:
+    """Join the results of many people and machines; exit with 1 where they contradict each other."""
+    with guarded():
+        from lapbench.report import render_terminal
+        from lapbench.report.merge import folder_name, merge, read_submission, write_merged
+
+        joined = merge([read_submission(folder) for folder in folders])
+        for merged in joined:
+            board = merged.board
+            if out is not None:
+                board = write_merged(out / folder_name(merged, joined), merged)
+            out_console.print(render_terminal(board))
+            for note in merged.notes:
+                _say(note)
+    if out is not None:
+        out_console.print(f"Written to {out}/", markup=False, highlight=False, soft_wrap=True)
+    if any(merged.disputed for merged in joined):
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A report folder.")],
+    to: Annotated[
+        Literal["csv", "github-action-benchmark", "every-eval-ever"], typer.Option("--to", help="The format.")
+    ] = "csv",
+    organisation: Annotated[str, typer.Option(help="Who evaluated, for every-eval-ever.")] = "unknown",
+) -> None:
+    """Print a leaderboard in the format of another tool."""
+    with guarded():
+        import json
+        import time
+
+        from lapbench.report import read_leaderboard, render_csv
+        from lapbench.report.export import every_eval_ever, github_action_benchmark
+
+        board = read_leaderboard(folder / "leaderboard.json")
+    if to == "csv":
+        typer.echo(render_csv(board), nl=False)
+    elif to == "github-action-benchmark":
+        typer.echo(json.dumps(github_action_benchmark(board), indent=1, ensure_ascii=False))
+    else:
+        records = every_eval_ever(board, organisation=organisation, retrieved=time.time())
+        typer.echo(json.dumps(records, indent=1, ensure_ascii=False))
 
 
 @app.command("ls")

@@ -60,6 +60,14 @@ class Merged:
     images: dict[Key, ImageScores]
     notes: tuple[str, ...]
 
+    @property
+    def disputed(self) -> bool:
+        """Whether submissions contradict each other."""
+        return any(row.reason.startswith(_CONTRADICTION) for row in self.board.rows)
+
+
+_CONTRADICTION = "contradiction: "
+
 
 def read_submission(folder: Path) -> Submission:
     """Read a report folder and hold its rows to the scores by image that they rest on.
@@ -141,7 +149,14 @@ def write_merged(folder: Path, merged: Merged) -> Leaderboard:
         images = merged.images.get(row.key)
         kept = None if images is None else write_image_scores(folder, images)
         rows.append(row.model_copy(update={"image_scores": kept}))
-    return write_report(folder, merged.board.model_copy(update={"rows": tuple(rows)}))
+    return write_report(folder, merged.board.model_copy(update={"rows": tuple(rows)}), merged.images)
+
+
+def folder_name(merged: Merged, joined: Sequence[Merged]) -> str:
+    """The benchmark's name, followed by a digest where several of them share it."""
+    name = merged.board.benchmark
+    alone = [one.board.benchmark for one in joined].count(name) == 1
+    return name if alone else f"{name}-{digest_of(_what_decides(merged.board))[:8]}"
 
 
 def _what_decides(board: Leaderboard) -> dict[str, Any]:
@@ -201,7 +216,7 @@ def _joined(key: Key, submitters: Sequence[Submission]) -> tuple[Row, ImageScore
         "provenance": {**row.provenance, "submitted_by": [one.submitter.by for one in submitters]},
     }
     if dispute:
-        update |= {"complete": False, "reason": f"contradiction: {dispute}"}
+        update |= {"complete": False, "reason": f"{_CONTRADICTION}{dispute}"}
     return row.model_copy(update=update), first.images.get(key), dispute
 
 

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from lapbench.cli import app
 from lapbench.errors import ResultError
 from lapbench.report import (
     Leaderboard,
@@ -160,3 +162,47 @@ def test_what_is_written_again_is_the_same(tmp_path: Path) -> None:
     one, two = (tmp_path / name / "leaderboard.json" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
     assert json.loads(one.read_text())["rows"][0]["rank"] == 1
+
+
+# --- the commands
+
+
+def call(*arguments: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "160"})
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_validate_says_what_is_whole_and_what_is_not(tmp_path: Path) -> None:
+    whole, broken = submit(tmp_path / "ada"), submit(tmp_path / "bo", mean=0.7)
+    result = call("validate", whole, broken, tmp_path / "nobody", code=2)
+    assert result.stdout == f"{whole}: ok, 1 rows of example version 1, by ada\n"
+    assert f"{broken}: 1 fault" in result.stderr
+    assert f"{tmp_path / 'nobody' / 'leaderboard.json'}: there is no such result" in result.stderr
+
+
+def test_leaderboard_joins_and_writes(tmp_path: Path) -> None:
+    folders = submit(tmp_path / "ada"), submit(tmp_path / "bo", "DeepLIFT", iou=(0.1, 0.2, 0.3))
+    result = call("leaderboard", *folders, "--out", tmp_path / "all")
+    assert result.stdout.index("Grad-CAM") < result.stdout.index("DeepLIFT")
+    assert call("validate", tmp_path / "all" / "example").exit_code == 0
+
+
+def test_leaderboard_ends_with_1_where_submissions_contradict_each_other(tmp_path: Path) -> None:
+    folders = submit(tmp_path / "ada"), submit(tmp_path / "bo", iou=(0.3, 0.4, 0.9))
+    result = call("leaderboard", *folders, code=1)
+    assert "ada and bo say 0.5000 and 0.5333 for the same maps" in result.stderr
+
+
+def test_versions_of_data_are_written_apart(tmp_path: Path) -> None:
+    folders = submit(tmp_path / "ada"), submit(tmp_path / "bo", data={**DATA, "digest": "b" * 64})
+    call("leaderboard", *folders, "--out", tmp_path / "all")
+    names = sorted(path.name for path in (tmp_path / "all").iterdir())
+    assert len(names) == 2
+    assert all(name.startswith("example-") for name in names)
+
+
+@pytest.mark.parametrize("form", ["csv", "github-action-benchmark", "every-eval-ever"])
+def test_export_prints_what_other_tools_read(tmp_path: Path, form: str) -> None:
+    printed = call("export", submit(tmp_path / "ada"), "--to", form).stdout
+    assert len(printed.splitlines()) == 2 if form == "csv" else len(json.loads(printed)) == 1
