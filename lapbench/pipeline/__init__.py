@@ -5,6 +5,7 @@ Each reads files, writes files and skips what is there. `Job` says which files a
 
 from lapbench.pipeline.explaining import explain
 from lapbench.pipeline.job import Job, Workspace, default_cache
+from lapbench.pipeline.page import write_page
 from lapbench.pipeline.reporting import report
 from lapbench.pipeline.scoring import score
 from lapbench.pipeline.training import train
@@ -19,4 +20,4 @@ def run(job: Job) -> Leaderboard:
     return report(job)
 
 
-__all__ = ["Job", "Workspace", "default_cache", "explain", "report", "run", "score", "train"]
+__all__ = ["Job", "Workspace", "default_cache", "explain", "report", "run", "score", "train", "write_page"]

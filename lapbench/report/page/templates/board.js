@@ -1,0 +1,128 @@
+// The leaderboard: which ranking, which score, in which order, and which rows are compared.
+
+const boards = findAll(".board");
+const tools = find("#tools");
+const sorting = boards.map(() => ({ by: "score", down: true }));
+
+// Where the drawing of a score begins and ends: everything fits, and zero is in it.
+function domain(score) {
+  const values = data.boards.flat().flatMap(([scores]) => scores[score] ?? []).filter((v) => v != null);
+  const [low, high] = [Math.min(0, ...values), Math.max(...values, 1e-9)];
+  return [low, high > 0.9 && high <= 1 ? 1 : high * 1.04];
+}
+
+function drawScores() {
+  const [low, high] = domain(state.score);
+  const at = (value) => (100 * (value - low)) / (high - low);
+  const label = find(`[name=score] option[value="${CSS.escape(state.score)}"]`).textContent;
+  boards.forEach((board, b) => {
+    find("[data-sort=score] button", board).textContent = label;
+    drawScale(find(".scale", board), low, high);
+    const lines = findAll("tbody tr", board);
+    const known = lines
+      .filter((line) => line.classList.contains("control"))
+      .map((line) => data.boards[b][line.dataset.row][0][state.score]?.[0])
+      .filter((mean) => mean != null && mean < 0.999); // the oracle knows everything
+    for (const line of lines) {
+      const [scores, random] = data.boards[b][line.dataset.row];
+      const [mean, from, to] = scores[state.score] ?? [null, null, null];
+      find(".score b", line).textContent = three(mean);
+      find(".score small", line).textContent = from == null ? "" : `${three(from)} to ${three(to)}`;
+      find(".random", line).textContent = three(random[state.score]);
+      find(".zone", line).setAttribute("width", known.length ? Math.max(0, at(Math.max(...known))) : 0);
+      find(".interval", line).setAttribute("d", from == null ? "" : `M${at(from)} 5H${at(to)}`);
+      find("path.random", line).setAttribute("d", random[state.score] == null ? "" : `M${at(random[state.score])} 5h0`);
+      find(".mean", line).setAttribute("d", mean == null ? "" : `M${at(mean)} 5h0`);
+    }
+  });
+}
+
+function drawScale(scale, low, high) {
+  const step = [0.05, 0.1, 0.2, 0.5, 1].find((size) => (high - low) / size <= 6) ?? (high - low) / 4;
+  scale.replaceChildren();
+  for (let value = Math.ceil(low / step) * step; value <= high + 1e-9; value += step) {
+    const mark = make("span", { textContent: String(+value.toFixed(2)) });
+    mark.style.left = `${(100 * (value - low)) / (high - low)}%`;
+    scale.append(mark);
+  }
+}
+
+function sortBoard(b) {
+  const { by, down } = sorting[b];
+  const value = (line) => {
+    const [scores, random] = data.boards[b][line.dataset.row];
+    if (by === "score") return scores[state.score]?.[0];
+    if (by === "random") return random[state.score];
+    const text = line.dataset[by];
+    return by === "explainer" || by === "model" || by === "group" ? text : text === "" ? null : Number(text);
+  };
+  const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b);
+  const lines = findAll("tbody tr", boards[b]).map((line) => [value(line), line]);
+  lines.sort(([x, a], [y, b]) => {
+    if (x == null || y == null) return (x == null) - (y == null); // what has no value stands last
+    return (down ? -1 : 1) * compare(x, y) || a.dataset.row - b.dataset.row;
+  });
+  find("tbody", boards[b]).append(...lines.map(([, line]) => line));
+  for (const head of findAll("[data-sort]", boards[b])) {
+    if (head.dataset.sort === by) head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    else head.removeAttribute("aria-sort");
+  }
+}
+
+function filterBoard() {
+  const words = state.query.toLowerCase().split(/\s+/).filter(Boolean);
+  boards.forEach((board, b) => {
+    board.hidden = b !== state.board;
+    for (const line of findAll("tbody tr", board)) {
+      const text = [line.dataset.explainer, line.dataset.model, find(".notes", line).textContent, line.className];
+      const found = words.every((word) => text.join(" ").toLowerCase().includes(word));
+      line.hidden = !found || (!state.controls && line.classList.contains("control"));
+    }
+  });
+  const lines = findAll("tbody tr", boards[state.board]);
+  const shown = lines.filter((line) => !line.hidden).length;
+  find("#found").textContent = shown === lines.length ? "" : `${shown} of ${lines.length} rows`;
+}
+
+function markChosen() {
+  for (const line of findAll("tbody tr[data-panel]")) {
+    const slot = state.slots[line.dataset.panel];
+    const box = find(".choose", line);
+    box.checked = slot !== undefined;
+    box.disabled = !box.checked && state.chosen.length >= MOST;
+    line.dataset.slot = slot ?? "";
+  }
+}
+
+function startBoard() {
+  tools.hidden = false;
+  for (const board of boards) board.classList.add("live");
+  boards.forEach((board, b) => {
+    for (const head of findAll("[data-sort]", board)) {
+      const button = make("button", { type: "button", textContent: head.textContent });
+      head.replaceChildren(button);
+      button.addEventListener("click", () => {
+        const by = head.dataset.sort;
+        const rising = ["rank", "explainer", "model", "group"].includes(by);
+        sorting[b] = { by, down: sorting[b].by === by ? !sorting[b].down : !rising };
+        sortBoard(b);
+      });
+    }
+    board.addEventListener("change", (event) => {
+      if (event.target.matches(".choose")) choose(event.target.closest("tr").dataset.panel, event.target.checked);
+    });
+  });
+  tools.addEventListener("submit", (event) => event.preventDefault());
+  tools.addEventListener("input", (event) => {
+    const { name, value, checked } = event.target;
+    update({ [name]: name === "board" ? Number(value) : name === "controls" ? checked : value });
+  });
+  painters.push((changed) => {
+    const any = (...names) => names.some((name) => changed.includes(name));
+    if (any("board") && tools.elements.board) tools.elements.board.value = state.board;
+    if (any("score")) drawScores();
+    if (any("score")) boards.forEach((_, b) => sortBoard(b));
+    if (any("board", "query", "controls")) filterBoard();
+    if (any("chosen")) markChosen();
+  });
+}
