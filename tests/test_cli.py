@@ -33,6 +33,8 @@ COMMANDS = (
     "maps list",
     "maps check",
     "maps export",
+    "gate",
+    "baseline accept",
 )
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 

@@ -47,6 +47,11 @@ def cells(verdict: Verdict) -> list[str]:
     ]
 
 
+def sentences(gate: Gate) -> list[str]:
+    """Say what happened to every row that fails."""
+    return [_sentence(verdict) for verdict in gate.verdicts if not verdict.passes]
+
+
 def render_markdown(gate: Gate) -> str:
     """Return the verdicts as GitHub-flavoured Markdown: what fails in full, the rest folded away."""
     loud = [verdict for verdict in gate.verdicts if not verdict.passes]
