@@ -21,7 +21,8 @@ from lapbench.explain.foreign import Attributor
 from lapbench.interop.library import library
 from lapbench.registry import ExplainerSpec, check_parameters, explainers
 from lapbench.score import upsample
-from lapbench.score.localisation import Mode, check_masks
+from lapbench.score.localisation import Mode
+from lapbench.score.pixels import check_masks
 from lapbench.store import Shard
 from lapbench.types import FloatArray, MaskArray
 

@@ -15,10 +15,11 @@ from lapbench.score.localisation import (
     scale_by_max,
     upsample,
 )
+from lapbench.score.sweep import Sweep, iou_by_size, sweep_thresholds
 from lapbench.score.threshold import StreamingFit, ThresholdFit, fit_ridge, fit_threshold
 
 __all__ = [
-    "ImageScores", "Localisation", "StreamingFit", "ThresholdFit", "apply_sign", "energy_inside", "fit_ridge",
-    "fit_threshold", "iou_both_ways", "iou_by_threshold", "iou_top_k", "localise", "normalise",
-    "pointing_game", "predict_mask", "scale_by_max", "upsample",
+    "ImageScores", "Localisation", "StreamingFit", "Sweep", "ThresholdFit", "apply_sign", "energy_inside",
+    "fit_ridge", "fit_threshold", "iou_both_ways", "iou_by_size", "iou_by_threshold", "iou_top_k",
+    "localise", "normalise", "pointing_game", "predict_mask", "scale_by_max", "sweep_thresholds", "upsample",
 ]  # fmt: skip

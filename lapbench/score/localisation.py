@@ -7,14 +7,16 @@ never scores, and an image without truth has no score; both are NaN and counted.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from lapbench.errors import ScoreError
+from lapbench.score.pixels import Pixels, check_maps, check_masks, count, images
+from lapbench.score.sweep import Sweep
 from lapbench.types import Array, FloatArray, IntArray, MaskArray
 
 Sign: TypeAlias = Literal["keep", "relu", "abs"]
@@ -22,8 +24,8 @@ Mode: TypeAlias = Literal["bilinear", "nearest"]
 Selection: TypeAlias = Literal["threshold", "top-k", "native"]
 Order: TypeAlias = Literal["upsample-scale", "scale-upsample"]
 Scores: TypeAlias = npt.NDArray[np.float64]
-Select: TypeAlias = Callable[[Array, MaskArray, int], tuple[int, int, float]]
-"""(pixels, truth, pixels of the truth) → pixels selected, those of them in the truth, fraction that tied."""
+Select: TypeAlias = Callable[[Pixels], tuple[int, int, float]]
+"""Pixels → how many are selected, those of them in the truth, the fraction of them that tied."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,11 +93,17 @@ class ImageScores:
 
 @dataclass(frozen=True, eq=False)
 class Localisation:
-    """Every localisation score of n images: IoU by selection, pointing game and energy inside the truth."""
+    """Every localisation score of n images.
+
+    iou: by selection. pointing, tolerant_pointing, energy: (n,), as `pointing_game` and `energy_inside`
+    define them. sweep: what all thresholds together say.
+    """
 
     iou: Mapping[Selection, ImageScores]
     pointing: Scores
+    tolerant_pointing: Scores
     energy: Scores
+    sweep: Sweep
 
     @classmethod
     def join(cls, parts: Sequence["Localisation"]) -> "Localisation":
@@ -104,7 +112,9 @@ class Localisation:
         return cls(
             iou={name: ImageScores.join([part.iou[name] for part in parts]) for name in parts[0].iou},
             pointing=np.concatenate([part.pointing for part in parts]),
+            tolerant_pointing=np.concatenate([part.tolerant_pointing for part in parts]),
             energy=np.concatenate([part.energy for part in parts]),
+            sweep=Sweep.join([part.sweep for part in parts]),
         )
 
 
@@ -119,22 +129,43 @@ def localise(
     mode: Mode = "bilinear",
     sign: Sign = "keep",
     order: Order = "upsample-scale",
+    tolerance: float = 0.0,
+    ignore: MaskArray | None = None,
 ) -> Localisation:
-    """Score raw maps (n, h, w) against masks (n, H, W): all selections, pointing game and energy inside.
+    """Score raw maps (n, h, w) against masks (n, H, W): each map is sorted once, and everything read off.
 
     threshold, orientation: the fitted ones, for normalised maps; without a threshold every map fails it.
-    native_threshold: the explainer's own, for raw maps; ``native`` is left out where it has none.
+    native_threshold: the explainer's own, for raw maps; ``native`` is left out where it has none. tolerance:
+    of the tolerant pointing game, in pixels. ignore: (n, H, W) bool, pixels that do not count, though the
+    scale of a map is that of all its pixels.
     Errors: ScoreError for shapes that do not fit.
     """
     check_masks(masks)
     size = (masks.shape[1], masks.shape[2])
     normal = normalise(maps, size, mode=mode, sign=sign, order=order)
-    ways: dict[Selection, Select | None] = {"threshold": _above(threshold, orientation), "top-k": _top_k}
-    wanted = [selection for selection in selections if selection in ways]
-    iou = dict(zip(wanted, _score(normal, masks, [ways[name] for name in wanted]), strict=True))
-    if "native" in selections and native_threshold is not None:
-        iou["native"] = iou_by_threshold(upsample(maps, size, mode), masks, native_threshold)
-    return Localisation(iou, pointing_game(normal, masks), energy_inside(normal, masks))
+    ways: dict[Selection, Select | None] = {
+        "threshold": _above(threshold, orientation),
+        "top-k": _top_k_of_ranked,
+    }
+    found = Localisation(
+        iou={selection: _unscored(len(maps)) for selection in selections if selection in ways},
+        pointing=np.full(len(maps), math.nan),
+        tolerant_pointing=np.full(len(maps), math.nan),
+        energy=np.full(len(maps), math.nan),
+        sweep=Sweep.empty(len(maps)),
+    )
+    for i, pixels in enumerate(images(normal, masks, ignore)):
+        for selection, scores in found.iou.items():
+            _enter(scores, i, pixels, ways[selection])
+        if pixels.scorable:
+            found.pointing[i], found.energy[i] = _hit_of_ranked(pixels), _share(pixels)
+            counted = normal[i] if ignore is None else np.where(ignore[i], -math.inf, normal[i])
+            found.tolerant_pointing[i] = _near(counted, masks[i], tolerance, found.pointing[i])
+            found.sweep.record(i, pixels.ranked, orientation)
+    if "native" not in selections or native_threshold is None:
+        return found
+    native = iou_by_threshold(upsample(maps, size, mode), masks, native_threshold, ignore=ignore)
+    return replace(found, iou={**found.iou, "native": native})
 
 
 def normalise(
@@ -212,23 +243,29 @@ def predict_mask(maps: FloatArray, threshold: float, orientation: Literal[1, -1]
 
 
 def iou_by_threshold(
-    maps: FloatArray, masks: MaskArray, threshold: float, orientation: Literal[1, -1] = 1
+    maps: FloatArray,
+    masks: MaskArray,
+    threshold: float,
+    orientation: Literal[1, -1] = 1,
+    *,
+    ignore: MaskArray | None = None,
 ) -> ImageScores:
     """Return the IoU of the truth with the pixels above the threshold (below for orientation −1).
 
-    maps: (n, H, W). masks: (n, H, W) bool. Without a threshold (NaN) every map fails.
-    Errors: ScoreError for shapes that do not fit.
+    maps: (n, H, W). masks: (n, H, W) bool. ignore: (n, H, W) bool, pixels that do not count. Without a
+    threshold (NaN) every map fails. Errors: ScoreError for shapes that do not fit.
     """
-    return _score(maps, masks, [_above(threshold, orientation)])[0]
+    return _score(maps, masks, [_above(threshold, orientation)], ignore)[0]
 
 
-def iou_top_k(maps: FloatArray, masks: MaskArray) -> ImageScores:
+def iou_top_k(maps: FloatArray, masks: MaskArray, *, ignore: MaskArray | None = None) -> ImageScores:
     """Return the IoU of the truth with the k highest pixels, k being the number of pixels of the truth.
 
     Of the pixels that tie at the cut the first in row-major order are taken, so that exactly k are selected;
-    `tied` tells their share. maps: (n, H, W). masks: (n, H, W) bool. Errors: ScoreError for shapes.
+    `tied` tells their share. maps: (n, H, W). masks: (n, H, W) bool. ignore: (n, H, W) bool, pixels that do
+    not count. Errors: ScoreError for shapes.
     """
-    return _score(maps, masks, [_top_k])[0]
+    return _score(maps, masks, [_top_k], ignore)[0]
 
 
 def iou_both_ways(
@@ -239,96 +276,81 @@ def iou_both_ways(
     return by_threshold, top_k
 
 
-def pointing_game(maps: FloatArray, masks: MaskArray) -> Scores:
+def pointing_game(maps: FloatArray, masks: MaskArray, *, tolerance: float = 0.0) -> Scores:
     """Return whether the highest pixel of each map lies in the truth, 1 or 0; pixels that tie share the hit.
 
-    (n,); NaN where the map holds NaN or infinity or the image has no truth (Zhang et al., 2018, without
-    tolerance). Errors: ScoreError for shapes that do not fit.
+    tolerance: a pixel that is so many pixels away from the truth hits as well (Zhang et al., "Top-down Neural
+    Attention by Excitation Backprop", 2018: 15). (n,); NaN where the map holds NaN or infinity or the image
+    has no truth. Errors: ScoreError for shapes that do not fit.
     """
-
-    def hit(values: Array, inside: MaskArray) -> float:
-        peak = values == values.max()
-        return _count(peak & inside) / _count(peak)
-
-    return _per_image(maps, masks, hit)
+    hits = _per_image(maps, masks, _hit)
+    near = [_near(v, m, tolerance, float(hit)) for v, m, hit in zip(maps, masks, hits, strict=True)]
+    return np.array(near, np.float64)
 
 
 def energy_inside(maps: FloatArray, masks: MaskArray) -> Scores:
     """Return the share of each map's positive part that lies in the truth (Wang et al., Score-CAM, 2020).
 
-    (n,); NaN where the map has no positive value, holds NaN or infinity, or the image has no truth.
-    Errors: ScoreError for shapes that do not fit.
+    It is the relevance mass accuracy (Arras et al., 2022) of the positive part. (n,); NaN where the map has
+    no positive value, holds NaN or infinity, or the image has no truth. Errors: ScoreError for shapes that do
+    not fit.
     """
-
-    def share(values: Array, inside: MaskArray) -> float:
-        positive = np.maximum(values, 0, dtype=np.float64)
-        total = positive.sum()
-        return float((positive * inside).sum() / total) if total > 0 else math.nan
-
-    return _per_image(maps, masks, share)
-
-
-def check_maps(maps: Array) -> None:
-    """Raise ScoreError unless maps are a stack (n, H, W) of floating-point numbers."""
-    if maps.ndim != 3 or not np.issubdtype(maps.dtype, np.floating):
-        raise ScoreError(f"maps must be floating-point numbers (n, H, W); found {maps.dtype} {maps.shape}")
-
-
-def check_masks(masks: Array) -> None:
-    """Raise ScoreError unless masks are a stack (n, H, W) of bool."""
-    if masks.ndim != 3 or masks.dtype != np.bool_:
-        raise ScoreError(f"masks must be bool (n, H, W); found {masks.dtype} {masks.shape}")
-
-
-def check_stacks(maps: Array, masks: Array) -> None:
-    """Raise ScoreError unless maps (n, H, W) and masks (n, H, W) bool have the same shape."""
-    check_maps(maps)
-    check_masks(masks)
-    if maps.shape != masks.shape:
-        raise ScoreError(
-            f"maps {maps.shape} and masks {masks.shape} must have the same shape: "
-            "one map for each mask, brought to the size of the image first"
-        )
+    return _per_image(maps, masks, _share)
 
 
 def _above(threshold: float, orientation: Literal[1, -1]) -> Select | None:
     """Return the selection by a threshold, or None where there is no threshold."""
 
-    def select(values: Array, inside: MaskArray, _: int) -> tuple[int, int, float]:
-        predicted = predict_mask(values, threshold, orientation)
-        return _count(predicted), _count(predicted & inside), 0.0
+    def select(pixels: Pixels) -> tuple[int, int, float]:
+        predicted = predict_mask(pixels.values, threshold, orientation)
+        return count(predicted), count(predicted & pixels.inside), 0.0
 
     return None if math.isnan(threshold) else select
 
 
-def _top_k(values: Array, inside: MaskArray, k: int) -> tuple[int, int, float]:
+def _top_k(pixels: Pixels) -> tuple[int, int, float]:
     """Select the k highest pixels; of those that tie at the cut the first."""
-    cut = _kth_largest(values, k)
-    chosen = values >= cut
-    if _count(chosen) == k:
-        return k, _count(chosen & inside), 0.0
-    above = values > cut
-    wanted = k - _count(above)
+    return _cut_at(_kth_largest(pixels.values, pixels.area), pixels)
+
+
+def _top_k_of_ranked(pixels: Pixels) -> tuple[int, int, float]:
+    """Do the same where the pixels are to be put in order anyway."""
+    common, tied = pixels.ranked.highest(pixels.area)
+    return _cut_at(pixels.ranked.values[-pixels.area], pixels) if tied else (pixels.area, common, 0.0)
+
+
+def _cut_at(cut: np.floating[Any], pixels: Pixels) -> tuple[int, int, float]:
+    """Select the k highest pixels, the last of which has the value `cut`."""
+    k, chosen = pixels.area, pixels.values >= cut
+    if count(chosen) == k:
+        return k, count(chosen & pixels.inside), 0.0
+    above = pixels.values > cut
+    wanted = k - count(above)
     ties = np.flatnonzero(chosen & ~above)[:wanted]
-    return k, _count(above & inside) + _count(inside[ties]), wanted / k
+    return k, count(above & pixels.inside) + count(pixels.inside[ties]), wanted / k
 
 
-def _score(maps: Array, masks: MaskArray, selections: Sequence[Select | None]) -> list[ImageScores]:
+def _score(
+    maps: Array, masks: MaskArray, selections: Sequence[Select | None], ignore: MaskArray | None = None
+) -> list[ImageScores]:
     """Score each image by each selection; all images fail one that is None."""
     results = [_unscored(len(maps)) for _ in selections]
-    for i, (values, inside) in enumerate(_images(maps, masks)):
-        area = _count(inside)
-        broken, flat = _condition(values)
+    for i, pixels in enumerate(images(maps, masks, ignore)):
         for select, scores in zip(selections, results, strict=True):
-            scores.truth[i], scores.flat[i] = area, flat
-            scores.failed[i] = failed = broken or select is None
-            if select is None or failed or not area:
-                continue
-            selected, common, scores.tied[i] = select(values, inside, area)
-            scores.selected[i], scores.intersection[i] = selected, common
-            scores.union[i] = union = area + selected - common
-            scores.iou[i] = common / union
+            _enter(scores, i, pixels, select)
     return results
+
+
+def _enter(scores: ImageScores, i: int, pixels: Pixels, select: Select | None) -> None:
+    """Enter image i as one selection scores it."""
+    scores.truth[i], scores.flat[i] = pixels.area, pixels.flat
+    scores.failed[i] = pixels.failed or select is None
+    if select is None or not pixels.scorable:
+        return
+    selected, common, scores.tied[i] = select(pixels)
+    scores.selected[i], scores.intersection[i] = selected, common
+    scores.union[i] = union = pixels.area + selected - common
+    scores.iou[i] = common / union
 
 
 def _unscored(n: int) -> ImageScores:
@@ -338,36 +360,53 @@ def _unscored(n: int) -> ImageScores:
     return ImageScores(np.full(n, math.nan), common, union, selected, truth, np.zeros(n), failed, flat)
 
 
-def _per_image(maps: Array, masks: MaskArray, score: Callable[[Array, MaskArray], float]) -> Scores:
+def _per_image(maps: Array, masks: MaskArray, score: Callable[[Pixels], float]) -> Scores:
     """Apply a score to every finite map of an image with truth."""
-    return np.array(
-        [
-            score(values, inside) if inside.any() and not _condition(values)[0] else math.nan
-            for values, inside in _images(maps, masks)
-        ],
-        np.float64,
-    )
+    found = [score(pixels) if pixels.scorable else math.nan for pixels in images(maps, masks)]
+    return np.array(found, np.float64)
 
 
-def _images(maps: Array, masks: MaskArray) -> Iterator[tuple[Array, MaskArray]]:
-    """Give each map and mask as a row of pixels; one by one, so that it stays in the processor's cache."""
-    check_stacks(maps, masks)
-    pixels = math.prod(maps.shape[1:])
-    if len(maps) and not pixels:
-        raise ScoreError(f"maps {maps.shape} have no pixels")
-    return zip(maps.reshape(len(maps), pixels), masks.reshape(len(maps), pixels), strict=True)
+def _hit(pixels: Pixels) -> float:
+    """Return the share of the highest pixels that lies in the truth."""
+    peak = pixels.values == pixels.extremes[1]
+    return count(peak & pixels.inside) / count(peak)
 
 
-def _condition(values: Array) -> tuple[bool, bool]:
-    """Return whether a map holds NaN or infinity (its extremes show it), and whether it is flat."""
-    low, high = float(values.min()), float(values.max())
-    failed = not (math.isfinite(low) and math.isfinite(high))
-    return failed, low == high and not failed
+def _hit_of_ranked(pixels: Pixels) -> float:
+    """Do the same where the pixels are to be put in order anyway."""
+    peaks, common = pixels.ranked.at_least(pixels.extremes[1])
+    return common / peaks
 
 
-def _count(pixels: MaskArray) -> int:
-    """Return how many pixels are True."""
-    return int(np.count_nonzero(pixels))
+def _near(values: Array, mask: MaskArray, tolerance: float, hit: float) -> float:
+    """Return the share of the highest pixels of a map (H, W) that lies within the tolerance of the truth.
+
+    hit: the share that lies in it.
+    """
+    if tolerance <= 0 or not hit < 1:
+        return hit
+    rows, columns = np.divmod(np.flatnonzero(values == values.max()), values.shape[1])
+    reach = math.ceil(tolerance)
+    top, left = max(rows.min() - reach, 0), max(columns.min() - reach, 0)
+    window = mask[top : rows.max() + reach + 1, left : columns.max() + reach + 1]
+    if not window.any():
+        return 0.0
+    if len(rows) == 1:
+        y, x = np.nonzero(window)
+        return float((np.hypot(y + (top - rows), x + (left - columns)) <= tolerance).any())
+    from scipy.ndimage import distance_transform_edt  # here: its import takes longer than scoring
+
+    return float((distance_transform_edt(~window)[rows - top, columns - left] <= tolerance).mean())
+
+
+def _share(pixels: Pixels) -> float:
+    """Return the share of the positive part that lies in the truth."""
+    positive = np.maximum(pixels.values, pixels.values.dtype.type(0))
+    total = positive.astype(np.float64).sum()
+    if not total > 0:
+        return math.nan
+    within = positive * pixels.inside.astype(positive.dtype)
+    return float(within.astype(np.float64).sum() / total)
 
 
 def _kth_largest(values: Array, k: int) -> np.floating[Any]:
@@ -377,7 +416,7 @@ def _kth_largest(values: Array, k: int) -> np.floating[Any]:
     sort; a small sample tells.
     """
     sample = np.sort(values[::97])
-    repeated = _count(sample[1:] == sample[:-1])
+    repeated = count(sample[1:] == sample[:-1])
     order = np.sort(values) if repeated > len(sample) // 16 else np.partition(values, values.size - k)
     return order[values.size - k]  # type: ignore[no-any-return]
 

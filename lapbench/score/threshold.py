@@ -16,7 +16,7 @@ from typing import Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from lapbench.score.localisation import check_stacks
+from lapbench.score.pixels import check_stacks
 from lapbench.types import Array, MaskArray
 
 RIDGE_PIXELS = 1_000_000
@@ -190,6 +190,8 @@ def _fit_ridge(parts: Sequence[tuple[Array, MaskArray]]) -> ThresholdFit:
     ridge.fit(np.concatenate(scores, dtype=np.float64)[:, None], np.concatenate(labels))
     slope = float(np.ravel(ridge.coef_)[0])  # one or two axes, depending on the version of scikit-learn
     offset = float(np.ravel(ridge.intercept_)[0])
+    if not slope:  # the squares of scores below 1e-160 are 0: the closed form knows better
+        return found
     return replace(found, threshold=-offset / slope, orientation=1 if slope > 0 else -1)
 
 

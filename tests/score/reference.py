@@ -58,3 +58,41 @@ def bilinear(values, height, width):
             bottom = values[y1, x0] * (1 - (u - x0)) + values[y1, x1] * (u - x0)
             out[y, x] = top * (1 - (v - y0)) + bottom * (v - y0)
     return out
+
+
+def best_iou(values, mask, orientation=1):
+    """The highest IoU of all thresholds, each value tried as one, and one that selects everything."""
+    cuts = [*values.ravel().tolist(), -math.inf * orientation]
+    return max(iou(values > cut if orientation == 1 else values < cut, mask) for cut in cuts)
+
+
+def area_under_curve(values, mask):
+    """The share of pairs of pixels inside and outside in which that inside is higher; equal ones half."""
+    pixels = list(zip(values.ravel().tolist(), mask.ravel().tolist(), strict=True))
+    inside = [value for value, within in pixels if within]
+    outside = [value for value, within in pixels if not within]
+    wins = sum((a > b) + (a == b) / 2 for a in inside for b in outside)
+    return wins / (len(inside) * len(outside))
+
+
+def pixel_average_precision(maps, masks):
+    """PxAP: precision times gain in recall, from the highest threshold to the lowest, pixel by pixel."""
+    pixels = []
+    for values, mask in zip(maps, masks, strict=True):
+        low, high = float(values.min()), float(values.max())
+        scaled = [(float(v) - low) / (high - low) if high > low else 0.0 for v in values.ravel()]
+        pixels += zip(scaled, mask.ravel().tolist(), strict=True)
+    total, before, area = sum(within for _, within in pixels), 0.0, 0.0
+    for edge in [1.0, *(0.001 * step for step in range(999, -1, -1))]:
+        chosen = [within for value, within in pixels if value >= edge]
+        if chosen:
+            area += sum(chosen) / len(chosen) * (sum(chosen) / total - before)
+            before = sum(chosen) / total
+    return area
+
+
+def near(values, mask, tolerance):
+    """The share of the highest pixels that have a pixel of the mask within the tolerance."""
+    peaks = np.argwhere(values == values.max()).tolist()
+    truth = np.argwhere(mask).tolist()
+    return sum(any(math.dist(p, t) <= tolerance for t in truth) for p in peaks) / len(peaks)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -178,6 +179,34 @@ def test_scores_lie_in_bounds_and_are_free_of_scale(stack, power):
     assert np.array_equal(
         scale_by_max(maps.astype(np.float64)), scale_by_max(maps.astype(np.float64) * 2.0**power)
     )  # powers of two, which no rounding touches
+
+
+@given(stacks(st.one_of(finite, coarse)), st.floats(-2, 2), st.sampled_from([1, -1]))
+@settings(deadline=None, max_examples=80)
+def test_one_pass_over_ranked_pixels_equals_score_by_score(stack, threshold, orientation):
+    maps, masks = stack
+    normal = normalise(maps, masks.shape[1:])
+    ways = {"selections": ("threshold", "top-k"), "threshold": threshold, "orientation": orientation}
+    together = localise(maps, masks, **ways, tolerance=1.5)
+    for name, alone in zip(together.iou, iou_both_ways(normal, masks, threshold, orientation), strict=True):
+        for part in fields(ImageScores):
+            found, wanted = getattr(together.iou[name], part.name), getattr(alone, part.name)
+            assert np.array_equal(found, wanted, equal_nan=True), part.name
+    assert np.array_equal(together.pointing, pointing_game(normal, masks), equal_nan=True)
+    near = pointing_game(normal, masks, tolerance=1.5)
+    assert np.array_equal(together.tolerant_pointing, near, equal_nan=True)
+    assert np.array_equal(together.energy, energy_inside(normal, masks), equal_nan=True)
+
+
+@given(stacks(st.one_of(finite, coarse)), st.sampled_from([0.0, 1.0, 1.5, 2.0, 5.0]))
+@settings(deadline=None, max_examples=80)
+def test_the_tolerant_pointing_game_equals_a_loop(stack, tolerance):
+    maps, masks = stack
+    for value, image, mask in zip(pointing_game(maps, masks, tolerance=tolerance), maps, masks, strict=True):
+        if mask.any():
+            assert value == pytest.approx(reference.near(image, mask, tolerance))
+        else:
+            assert math.isnan(value)
 
 
 def test_the_order_of_images_does_not_matter_and_shards_join():
