@@ -17,6 +17,7 @@ from lapbench.report.leaderboard import (
     boards,
     excuses,
     model_cells,
+    power_sentence,
     render_csv,
     row_cells,
 )
@@ -27,7 +28,16 @@ SCRIPTS = ("state.js", "board.js", "curves.js", "viewer.js")
 """Parts of the page's one script, in the order in which they run."""
 SHADES = 32
 """Colours of a palette that the page interpolates between."""
-LABELS = {"iou": "IoU", "pointing_game": "Pointing game", "energy": "Energy inside"}
+LABELS = {
+    "iou": "IoU",
+    "oracle_iou": "IoU at each image’s best threshold",
+    "energy": "Energy inside",
+    "auc": "Area under the ROC curve",
+    "max_box_acc": "MaxBoxAcc",
+    "max_box_acc_v2": "MaxBoxAccV2",
+    "pxap": "PxAP",
+}
+"""What scores are called whose names do not say it."""
 DIGITS = 5
 """Significant digits of the numbers in the page's data; it shows three decimals."""
 
@@ -98,8 +108,8 @@ def _table(board: Board, keys: Mapping[tuple[str, str, str], str]) -> dict[str, 
     return {
         "title": board.title,
         "own": board.own_column,
-        "groups": False,
-        "remark": "",
+        "grouped": board.power is not None,
+        "remark": power_sentence(board),
         "n": board.n,
         "rows": [_line(row, board, keys) for row in rows],
         "excuses": list(excuses(board.incomplete)),
@@ -113,7 +123,7 @@ def _line(row: Row, board: Board, keys: Mapping[tuple[str, str, str], str]) -> d
     return {
         "panel": keys.get((row.model, row.explainer, row.selection), ""),
         "rank": row.rank,
-        "group": "",
+        "group": row.group,
         "model": row.model,
         "explainer": cells["explainer"],
         "native": row.selection == "native",
@@ -133,6 +143,7 @@ def _estimates(row: Row) -> Iterable[tuple[str, Estimate]]:
         yield "pointing_game", row.pointing_game
     if row.energy is not None:
         yield "energy", row.energy
+    yield from row.measures.items()
 
 
 def _score_names(rows: Iterable[Row]) -> dict[str, str]:
@@ -196,7 +207,7 @@ def _panel_data(panel: Panel, keys: Mapping[tuple[str, str, str], str]) -> dict[
     row = panel.row
     return {
         "key": keys[row.model, row.explainer, row.selection],
-        "name": row.explainer + (", own threshold" if row.selection == "native" else ""),
+        "name": row.explainer,
         "explainer": row.explainer,
         "model": row.model,
         "control": row.control,

@@ -21,8 +21,10 @@ function drawScores() {
     const lines = findAll("tbody tr", board);
     const known = lines
       .filter((line) => line.classList.contains("control"))
-      .map((line) => data.boards[b][line.dataset.row][0][state.score]?.[0])
-      .filter((mean) => mean != null && mean < 0.999); // the oracle knows everything
+      .map((line) => data.boards[b][line.dataset.row][0])
+      .filter((scores) => scores.iou[0] < 0.999) // the oracle knows everything
+      .map((scores) => scores[state.score]?.[0])
+      .filter((mean) => mean != null);
     for (const line of lines) {
       const [scores, random] = data.boards[b][line.dataset.row];
       const [mean, from, to] = scores[state.score] ?? [null, null, null];
@@ -38,7 +40,8 @@ function drawScores() {
 }
 
 function drawScale(scale, low, high) {
-  const step = [0.05, 0.1, 0.2, 0.5, 1].find((size) => (high - low) / size <= 6) ?? (high - low) / 4;
+  const most = Math.max(2, Math.min(6, (scale.clientWidth || 300) / 44)); // numbers that stand side by side
+  const step = [0.05, 0.1, 0.2, 0.5, 1].find((size) => (high - low) / size <= most) ?? (high - low) / 2;
   scale.replaceChildren();
   for (let value = Math.ceil(low / step) * step; value <= high + 1e-9; value += step) {
     const mark = make("span", { textContent: String(+value.toFixed(2)) });
@@ -54,7 +57,7 @@ function sortBoard(b) {
     if (by === "score") return scores[state.score]?.[0];
     if (by === "random") return random[state.score];
     const text = line.dataset[by];
-    return by === "explainer" || by === "model" || by === "group" ? text : text === "" ? null : Number(text);
+    return by === "explainer" || by === "model" ? text : text === "" ? null : Number(text);
   };
   const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b);
   const lines = findAll("tbody tr", boards[b]).map((line) => [value(line), line]);
@@ -108,6 +111,13 @@ function startBoard() {
         sortBoard(b);
       });
     }
+    for (const kind of ["pointerover", "pointerleave", "focusin", "focusout"])
+      board.addEventListener(kind, ({ type, target }) => {
+        const line = type === "pointerover" || type === "focusin" ? target.closest("tbody tr") : null;
+        const group = line?.dataset.group;
+        for (const other of findAll("tbody tr", board))
+          other.classList.toggle("kin", Boolean(group) && other.dataset.group === group);
+      });
     board.addEventListener("change", (event) => {
       if (event.target.matches(".choose")) choose(event.target.closest("tr").dataset.panel, event.target.checked);
     });
@@ -120,9 +130,9 @@ function startBoard() {
   painters.push((changed) => {
     const any = (...names) => names.some((name) => changed.includes(name));
     if (any("board") && tools.elements.board) tools.elements.board.value = state.board;
-    if (any("score")) drawScores();
-    if (any("score")) boards.forEach((_, b) => sortBoard(b));
     if (any("board", "query", "controls")) filterBoard();
+    if (any("score", "board")) drawScores();
+    if (any("score")) boards.forEach((_, b) => sortBoard(b));
     if (any("chosen")) markChosen();
   });
 }

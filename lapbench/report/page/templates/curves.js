@@ -1,26 +1,28 @@
 // IoU by threshold and by size of the truth, as lines of the rows that are compared.
 
-const WIDE = 560, TALL = 300, LEFT = 34, RIGHT = 8, TOP = 10, BOTTOM = 34;
+const TALL = 300, LEFT = 34, RIGHT = 10, TOP = 10, BOTTOM = 36;
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "12 4", "4 2 1 2"]; // a colour is never the only mark
 
 // Near zero, where the maps of gradients are, the axis is stretched.
 const stretch = (value) => Math.sign(value) * Math.sqrt(Math.abs(value));
 
 function chart(figure, { from, to, ticks, label, top }) {
-  const x = (value) => LEFT + ((WIDE - LEFT - RIGHT) * (value - from)) / (to - from);
+  find("svg", figure)?.remove();
+  const wide = Math.max(240, figure.clientWidth - 32); // without its padding: text keeps its size
+  const x = (value) => LEFT + ((wide - LEFT - RIGHT) * (value - from)) / (to - from);
   const y = (value) => TALL - BOTTOM - ((TALL - TOP - BOTTOM) * value) / top;
-  const svg = draw("svg", { viewBox: `0 0 ${WIDE} ${TALL}`, role: "img" });
+  const svg = draw("svg", { width: wide, height: TALL, role: "img" });
   const step = top > 0.6 ? 0.2 : top > 0.25 ? 0.1 : 0.05;
   for (let value = 0; value <= top + 1e-9; value += step) {
-    svg.append(draw("path", { class: "grid", d: `M${LEFT} ${y(value)}H${WIDE - RIGHT}` }));
+    svg.append(draw("path", { class: "grid", d: `M${LEFT} ${y(value)}H${wide - RIGHT}` }));
     svg.append(draw("text", { x: LEFT - 6, y: y(value) + 4, class: "end" }, value.toFixed(top > 0.25 ? 1 : 2)));
   }
   for (const [value, text] of ticks)
     svg.append(draw("text", { x: x(value), y: TALL - BOTTOM + 17, class: "middle" }, text));
-  svg.append(draw("text", { x: (LEFT + WIDE - RIGHT) / 2, y: TALL - 2, class: "middle axis" }, label));
-  find("svg", figure)?.remove();
+  svg.append(draw("text", { x: (LEFT + wide - RIGHT) / 2, y: TALL - 2, class: "middle axis" }, label));
   figure.prepend(svg);
-  return { svg, x, y };
+  const back = (across) => from + ((to - from) * (across - LEFT)) / (wide - LEFT - RIGHT);
+  return { svg, x, y, back };
 }
 
 function line(points, attributes) {
@@ -36,11 +38,11 @@ function drawByThreshold() {
   const chosen = chosenPanels();
   const lowest = Math.min(0, ...chosen.map((panel) => (panel.own == null ? 0 : panel.grid[panel.own])));
   const from = stretch(lowest);
-  const ticks = [0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1].map((value) => [stretch(value), String(value)]);
+  const ticks = [0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 1].map((value) => [stretch(value), String(value)]);
   if (lowest < -0.01) ticks.unshift([from, lowest.toFixed(2).replace("-", "−")]);
   const contestants = panels.filter((panel) => !panel.control);
   const top = Math.min(1, 1.05 * highest([...contestants, ...chosen].flatMap((panel) => panel.curve)));
-  const { svg, x, y } = chart(figure, { from, to: 1, ticks, label: "threshold", top });
+  const { svg, x, y, back } = chart(figure, { from, to: 1, ticks, label: "threshold", top });
   const points = (panel) =>
     panel.grid
       .map((value, k) => [x(stretch(value)), y(panel.curve[k] ?? 0)])
@@ -60,7 +62,7 @@ function drawByThreshold() {
   const said = told.map((p) => `${nameOf(p)}: ${three(p.curve[p.own])} at ${three(p.grid[p.own])}`);
   svg.setAttribute("aria-label", `Mean IoU by threshold. ${said.join("; ")}`);
   readOut(figure, svg, (across) => {
-    const value = from + ((1 - from) * (across - LEFT)) / (WIDE - LEFT - RIGHT);
+    const value = Math.max(from, Math.min(1, back(across)));
     const threshold = Math.sign(value) * value * value;
     const texts = chosen.map((p) => `${nameOf(p)} ${three(p.curve[nearest(p.grid, threshold)])}`);
     return `At ${three(threshold)}: ${texts.join(" · ")}`;
@@ -91,7 +93,7 @@ function drawBySize() {
   const top = Math.min(1, 1.08 * highest(chosen.flatMap(([, found]) => found.map((group) => group.iou))));
   const ticks = groups.map((group, g) => [g, `${(100 * group.size).toFixed(1)} %`]);
   const label = "share of the image that the truth covers";
-  const { svg, x, y } = chart(figure, { from: -0.3, to: GROUPS - 0.7, ticks, label, top });
+  const { svg, x, y, back } = chart(figure, { from: -0.3, to: GROUPS - 0.7, ticks, label, top });
   for (const [panel, found] of chosen) {
     const slot = state.slots[panel.key];
     const points = found.map((group, g) => [x(g), y(group.iou)]);
@@ -101,7 +103,7 @@ function drawBySize() {
   const said = chosen.map(([p, found]) => `${nameOf(p)}: ${found.map((group) => three(group.iou)).join(", ")}`);
   svg.setAttribute("aria-label", `Mean IoU from the smallest truth to the largest. ${said.join("; ")}`);
   readOut(figure, svg, (across) => {
-    const g = Math.max(0, Math.min(groups.length - 1, Math.round(-0.3 + ((GROUPS - 0.4) * (across - LEFT)) / (WIDE - LEFT - RIGHT))));
+    const g = Math.max(0, Math.min(groups.length - 1, Math.round(back(across))));
     return chosen.map(([p, found]) => `${nameOf(p)} ${three(found[g]?.iou)}`).join(" · ");
   });
 }
@@ -111,9 +113,7 @@ function readOut(figure, svg, say) {
   const output = find("output", figure);
   output.textContent = "";
   svg.addEventListener("pointermove", (event) => {
-    const box = svg.getBoundingClientRect();
-    const across = ((event.clientX - box.left) / box.width) * WIDE;
-    output.textContent = say(Math.max(LEFT, Math.min(WIDE - RIGHT, across)));
+    output.textContent = say(event.clientX - svg.getBoundingClientRect().left);
   });
   svg.addEventListener("pointerleave", () => (output.textContent = ""));
 }
@@ -130,6 +130,11 @@ function drawGaps() {
 }
 
 function startCurves() {
+  let width = 0;
+  new ResizeObserver(([{ contentRect }]) => {
+    if (width && contentRect.width !== width) [drawByThreshold, drawBySize].forEach((drawing) => drawing());
+    width = contentRect.width;
+  }).observe(find("#by-threshold"));
   painters.push((changed) => {
     if (changed.includes("chosen")) drawByThreshold();
     if (changed.includes("chosen")) drawGaps();

@@ -1,7 +1,10 @@
 // The images: each with its truth and the maps that are compared; masks and IoU follow the slider at once.
 
 const severalNetworks = new Set(panels.filter((p) => !p.control).map((p) => p.model)).size > 1;
-const nameOf = (panel) => (severalNetworks && !panel.control ? `${panel.name}, ${panel.model}` : panel.name);
+const nameOf = (panel) =>
+  [panel.name, severalNetworks && !panel.control && panel.model, panel.native && "own threshold"]
+    .filter(Boolean)
+    .join(", ");
 const scoresOf = (panel) => (state.pick === "top-k" ? panel.topK : panel.iou);
 const palettes = Object.fromEntries(Object.entries(data.palettes ?? {}).map(([name, digits]) => [name, parse(digits)]));
 let ranking = []; // numbers of images, in the order in which they are shown
@@ -203,11 +206,24 @@ function tell(panel, figure, canvas) {
   const said = byThreshold ? `${sign}${three(panel.grid[cut])}, ${kind}` : `top ${images[state.image].truth.toLocaleString("en")} pixels`;
   find(".iou", figure).textContent = three(iou);
   find(".said", figure).textContent = said;
+  drawSpread(panel, find(".spark", figure), iou);
   const slider = find("input", figure);
   slider.value = cut;
   slider.disabled = !byThreshold;
   slider.setAttribute("aria-valuetext", `${said}; IoU ${three(iou)}`);
   canvas.setAttribute("aria-label", `Map of ${nameOf(panel)} for ${images[state.image].id}; ${said}; IoU ${three(iou)}`);
+}
+
+const BARS = 25;
+
+// How the IoU of all images is spread, and where this image stands.
+function drawSpread(panel, spark, iou) {
+  const counts = new Array(BARS).fill(0);
+  for (const score of scoresOf(panel)) if (score != null) counts[Math.min(BARS - 1, Math.floor(score * BARS))]++;
+  const most = Math.max(...counts, 1);
+  const bars = counts.map((n, k) => `M${(100 * (k + 0.1)) / BARS} 20V${20 - (18 * n) / most}h${80 / BARS}V20z`);
+  spark.replaceChildren(draw("path", { class: "bars", d: bars.join("") }));
+  if (iou != null) spark.append(draw("path", { class: "here", d: `M${100 * iou} 0V20` }));
 }
 
 function iouOf(panel) {
@@ -250,13 +266,15 @@ function makePanels() {
       mark.style.left = `calc(8px + (100% - 16px) * ${panel.own / (panel.grid.length - 1)})`;
       track.append(mark);
     }
-    const seed = panel.seed == null ? "" : ` · seed ${panel.seed}`;
+    const facts = [panel.control ? "control" : panel.model, panel.native && "own threshold"];
+    if (panel.seed != null) facts.push(`seed ${panel.seed}`);
     const title = make("p", { className: "name" }, make("span", { className: "swatch", ariaHidden: "true" }), make("bdi", { textContent: panel.name }));
-    const about = make("p", { className: "about" }, make("bdi", { textContent: (panel.control ? "control" : panel.model) + seed }));
+    const about = make("p", { className: "about" }, make("bdi", { textContent: facts.filter(Boolean).join(" · ") }));
     const numbers = make("p", { className: "numbers" }, "IoU ", make("b", { className: "iou" }), make("span", { className: "said" }));
     const canvas = make("canvas");
     canvas.setAttribute("role", "img");
-    const figure = make("figure", { className: "panel" }, canvas, make("figcaption", {}, title, about, numbers, track));
+    const spark = draw("svg", { class: "spark", viewBox: "0 0 100 20", preserveAspectRatio: "none", "aria-hidden": "true" });
+    const figure = make("figure", { className: "panel" }, canvas, make("figcaption", {}, title, about, numbers, spark, track));
     figure.dataset.key = panel.key;
     figure.dataset.slot = state.slots[panel.key];
     return figure;
@@ -268,8 +286,10 @@ function makeChips() {
   const chips = chosenPanels().map((panel) => {
     const button = make("button", { type: "button", textContent: "×", ariaLabel: `Remove ${nameOf(panel)}` });
     button.addEventListener("click", () => choose(panel.key, false));
-    const chip = make("li", {}, make("span", { className: "swatch", ariaHidden: "true" }), make("bdi", { textContent: nameOf(panel) }), button);
-    chip.dataset.slot = state.slots[panel.key];
+    const sample = draw("svg", { width: 26, height: 10, "aria-hidden": "true" });
+    const slot = state.slots[panel.key];
+    sample.append(draw("path", { class: `line slot-${slot}`, d: "M0 5H26", "stroke-dasharray": DASHES[slot] }));
+    const chip = make("li", {}, sample, make("bdi", { textContent: nameOf(panel) }), button);
     return chip;
   });
   find("#chips").replaceChildren(...chips);
@@ -301,22 +321,25 @@ function frame(i) {
   button.addEventListener("click", () => update({ image: i }));
   const item = make("li", {}, button);
   item.dataset.image = i;
-  developing.observe(item);
+  developing().observe(item);
   return item;
 }
 
-const developing = new IntersectionObserver(
-  async (entries) => {
+let observer = null;
+
+// Frames get their pictures when they come near the part of the film that is seen.
+function developing() {
+  const develop = async (entries) => {
     for (const { isIntersecting, target } of entries) {
       if (!isIntersecting) continue;
-      developing.unobserve(target);
+      observer.unobserve(target);
       const picture = await pictureOf(target.dataset.image);
       picture.alt = "";
       find("button", target).append(picture);
     }
-  },
-  { rootMargin: "0px 600px" },
-);
+  };
+  return (observer ??= new IntersectionObserver(develop, { root: find("#film"), rootMargin: "0px 600px" }));
+}
 
 async function showImage() {
   const wanted = state.image;
