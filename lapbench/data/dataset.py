@@ -205,8 +205,8 @@ def _read(manifest: Manifest, root: Path | None) -> list[Record]:
     for record in records:
         if record.label not in manifest.classes:
             raise DataError(
-                f"{record.where}: the label {record.label!r} is no class of the"
-                f" manifest{suggest(record.label, manifest.classes)}"
+                f"{record.where or f'data set {manifest.name!r}, sample {record.id!r}'}: the label"
+                f" {record.label!r} is no class of the manifest{suggest(record.label, manifest.classes)}"
             )
     return records
 
