@@ -7,8 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lapbench.report.comparison import Comparison, adjusted, compare, compare_all, detectable_effect
     from lapbench.report.figures import MapColumn, draw_maps, draw_ranking
     from lapbench.report.leaderboard import rank, render_csv, render_markdown, render_terminal, write_report
+    from lapbench.report.ranks import Ranks, rank_leaderboards, rank_over_data_sets, render_ranks
     from lapbench.report.results import (
         CompletenessError,
         Counts,
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
         ImageScores,
         Leaderboard,
         ModelSummary,
+        Power,
         Row,
         SeedResult,
         json_schema,
@@ -28,12 +31,14 @@ if TYPE_CHECKING:
     from lapbench.report.statistics import Interval, bootstrap_mean, bootstrap_means, bootstrap_ratio
 
 _HOMES = {
+    "comparison": ("Comparison", "adjusted", "compare", "compare_all", "detectable_effect"),
     "figures": ("MapColumn", "draw_maps", "draw_ranking"),
     "leaderboard": ("rank", "render_csv", "render_markdown", "render_terminal", "write_report"),
+    "ranks": ("Ranks", "rank_leaderboards", "rank_over_data_sets", "render_ranks"),
     "results": (
         "CompletenessError", "Counts", "Curve", "Estimate", "ImageScores", "Leaderboard", "ModelSummary",
-        "Row", "SeedResult", "json_schema", "read_image_scores", "read_leaderboard", "write_image_scores",
-        "write_leaderboard",
+        "Power", "Row", "SeedResult", "json_schema", "read_image_scores", "read_leaderboard",
+        "write_image_scores", "write_leaderboard",
     ),
     "statistics": ("Interval", "bootstrap_mean", "bootstrap_means", "bootstrap_ratio"),
 }  # fmt: skip
@@ -51,9 +56,10 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "CompletenessError", "Counts", "Curve", "Estimate", "ImageScores", "Interval", "Leaderboard",
-    "MapColumn", "ModelSummary", "Row", "SeedResult", "bootstrap_mean", "bootstrap_means", "bootstrap_ratio",
-    "draw_maps", "draw_ranking", "json_schema", "rank", "read_image_scores", "read_leaderboard",
-    "render_csv", "render_markdown", "render_terminal", "write_image_scores", "write_leaderboard",
-    "write_report",
+    "Comparison", "CompletenessError", "Counts", "Curve", "Estimate", "ImageScores", "Interval",
+    "Leaderboard", "MapColumn", "ModelSummary", "Power", "Ranks", "Row", "SeedResult", "adjusted",
+    "bootstrap_mean", "bootstrap_means", "bootstrap_ratio", "compare", "compare_all", "detectable_effect",
+    "draw_maps", "draw_ranking", "json_schema", "rank", "rank_leaderboards", "rank_over_data_sets",
+    "read_image_scores", "read_leaderboard", "render_csv", "render_markdown", "render_ranks",
+    "render_terminal", "write_image_scores", "write_leaderboard", "write_report",
 ]  # fmt: skip
