@@ -232,6 +232,7 @@ class Protocol(Table):
     threshold_fit: Literal["auto", "ridge", "streaming"] = "auto"
     score_images: Literal["positives", "correct-positives"] = "positives"  # open
     averaging: Literal["per-image", "pooled"] = "per-image"  # open
+    pointing_tolerance: NonNegativeFloat = 0.03  # of the longer side: 15 pixels of 500 (Zhang et al., 2018)
     randomised_weights: bool = True  # show every explainer on a network with random weights, too
     completeness_bound: PositiveFloat = 0.01  # of |f(x) − f(baseline)|; a row above it says so
     confidence: Fraction = 0.95

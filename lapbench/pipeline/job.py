@@ -28,7 +28,7 @@ SHARD = 128
 """Samples in a shard: what an interruption can lose."""
 TRAINING_VERSION = 1
 """Raised when a change of the training code may change the weights it ends with."""
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 """Raised when a change of the scoring code may change a number."""
 
 Purpose = Literal["fit", "score"]

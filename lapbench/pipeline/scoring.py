@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from lapbench.digest import plain
 from lapbench.errors import StoreError
+from lapbench.pipeline import measures
 from lapbench.pipeline.explaining import read_logits
 from lapbench.pipeline.job import Block, Job, Purpose, RowSource, Source
 from lapbench.pipeline.rows import ScoredRow, missing_rows, read_row, write_row
@@ -100,17 +101,18 @@ _PURPOSES: tuple[Purpose, ...] = ("fit", "score")
 
 def _score(job: Job, row: RowSource, samples: Samples) -> Iterator[ScoredRow]:
     """Score an explainer on every seed of a model, and give a row for every selection."""
-    outcomes = [_outcome(job, source, samples) for source in row.sources]
     kept = _kept(job, row)
+    outcomes = [_outcome(job, source, samples, kept) for source in row.sources]
     ids = tuple(sample for block in job.blocks("score") for sample in samples.ids(block))
     for selection in selections(job, row):
         tables = {
-            "iou": np.stack([outcome.scores.iou[selection].iou for outcome in outcomes])[:, kept],
-            "pointing_game": np.stack([outcome.scores.pointing for outcome in outcomes])[:, kept],
-            "energy": np.stack([outcome.scores.energy for outcome in outcomes])[:, kept],
+            "iou": np.stack([outcome.scores.iou[selection].iou for outcome in outcomes]),
+            "pointing_game": np.stack([outcome.scores.pointing for outcome in outcomes]),
+            "energy": np.stack([outcome.scores.energy for outcome in outcomes]),
+            **measures.by_image(selection, [outcome.scores for outcome in outcomes]),
         }
         yield ScoredRow(
-            row=_row(job, row, selection, outcomes, kept, tables),
+            row=_row(job, row, selection, outcomes, tables),
             images=ImageScores(
                 benchmark=job.benchmark.name,
                 benchmark_version=job.benchmark.version,
@@ -125,8 +127,11 @@ def _score(job: Job, row: RowSource, samples: Samples) -> Iterator[ScoredRow]:
         )
 
 
-def _outcome(job: Job, source: Source, samples: Samples) -> Outcome:
-    """Fit the threshold of one source on the fitting split, and score its maps on the scored split."""
+def _outcome(job: Job, source: Source, samples: Samples, kept: MaskArray) -> Outcome:
+    """Fit the threshold of one source on the fitting split, and score its maps on the scored split.
+
+    kept: (n,) which images with truth count.
+    """
     protocol, spec = job.benchmark.protocol, source.spec
 
     def normalised() -> Iterator[tuple[FloatArray, MaskArray]]:
@@ -144,13 +149,14 @@ def _outcome(job: Job, source: Source, samples: Samples) -> Outcome:
         orientation=protocol.orientation,
         images=protocol.fit_images,
     )
-    parts, errors, resolution = [], [], (0, 0)
+    parts, errors, resolution, start = [], [], (0, 0), 0
     for block, shard in _shards(job, source, "score"):
+        counted = kept[start : (start := start + len(block.indices))]
         resolution = (shard.maps.shape[1], shard.maps.shape[2])
         parts.append(
             localise(
-                shard.maps,
-                samples.masks(block),
+                shard.maps[counted],
+                samples.masks(block)[counted],
                 selections=protocol.selections,
                 threshold=fit.threshold,
                 orientation=fit.orientation,
@@ -158,6 +164,7 @@ def _outcome(job: Job, source: Source, samples: Samples) -> Outcome:
                 mode=spec.upsample,
                 sign=protocol.sign,
                 order=protocol.order,
+                tolerance=protocol.pointing_tolerance * max(job.benchmark.data.image_size),
             )
         )
         errors += [shard.diagnostics[name] for name in ("completeness_error",) if name in shard.diagnostics]
@@ -197,23 +204,24 @@ def _row(
     row: RowSource,
     selection: Selection,
     outcomes: Sequence[Outcome],
-    kept: MaskArray,
     tables: dict[str, Scores],
 ) -> Row:
     """Make one row of the leaderboard from the outcomes of its seeds."""
     spec, fits = row.sources[0].spec, [outcome.fit for outcome in outcomes]
     selected = [outcome.scores.iou[selection] for outcome in outcomes]
-    iou, pointing, energy = _intervals(job, selected, kept, tables)
+    scores = [outcome.scores for outcome in outcomes]
+    found = _intervals(job, selected, tables)
+    iou, n = found["iou"], tables["iou"].shape[1]
     n_failed = int(np.isnan(tables["iou"]).any(axis=0).sum())
     no_threshold = next((fit.reason for fit in fits if fit.reason), "") if selection == "threshold" else ""
     fitted = float(np.mean([fit.threshold for fit in fits]))
     reason = ""
     if no_threshold:
         reason = f"no threshold: {no_threshold}"
-    elif not kept.any():
+    elif not n:
         reason = "no image of the scored split counts: none has truth, or none is classified rightly"
     elif n_failed:
-        reason = f"{n_failed} of {kept.sum()} maps hold NaN or infinity"
+        reason = f"{n_failed} of {n} maps hold NaN or infinity"
     return Row(
         model=row.model.name if row.model else CONTROLS,
         explainer=row.explainer.row,
@@ -234,15 +242,18 @@ def _row(
         else None,
         fitted_threshold=fitted if selection == "native" else None,
         counts=Counts(
-            n_nan=0 if no_threshold else sum(int(s.failed[kept].sum()) for s in selected),
-            n_flat=sum(int(s.flat[kept].sum()) for s in selected),
-            n_empty=sum(int(((s.selected == 0) & ~s.failed)[kept].sum()) for s in selected),
+            n_nan=0 if no_threshold else sum(int(s.failed.sum()) for s in selected),
+            n_flat=sum(int(s.flat.sum()) for s in selected),
+            n_empty=sum(int(((s.selected == 0) & ~s.failed).sum()) for s in selected),
         ),
-        tied_fraction=_mean(np.concatenate([s.tied[kept] for s in selected]))
-        if selection == "top-k"
-        else None,
-        pointing_game=_estimate(pointing),
-        energy=_estimate(energy),
+        tied_fraction=_mean(np.concatenate([s.tied for s in selected])) if selection == "top-k" else None,
+        pointing_game=_estimate(found.pop("pointing_game")),
+        energy=_estimate(found.pop("energy")),
+        measures={
+            **{name: _estimate(interval) for name, interval in found.items() if name != "iou"},
+            **{name: Estimate(mean=mean) for name, mean in measures.of_all_images(scores).items()},
+        },
+        curves=measures.curves(selection, scores, tables["iou"], math.prod(job.benchmark.data.image_size)),
         completeness_error=_completeness(job, outcomes),
         cells_per_object=_cells_per_object(job, outcomes[0].resolution),
         seeds=tuple(
@@ -252,21 +263,20 @@ def _row(
     )
 
 
-def _intervals(
-    job: Job, selected: Sequence[Selected], kept: MaskArray, tables: dict[str, Scores]
-) -> list[Interval]:
-    """The means of IoU, pointing game and energy with their intervals."""
+def _intervals(job: Job, selected: Sequence[Selected], tables: dict[str, Scores]) -> dict[str, Interval]:
+    """The means of all scores by image with their intervals, by name."""
     protocol = job.benchmark.protocol
     confidence, resamples = protocol.confidence, protocol.resamples
-    found = bootstrap_means(list(tables.values()), confidence=confidence, resamples=resamples)
+    intervals = bootstrap_means(list(tables.values()), confidence=confidence, resamples=resamples)
+    found = dict(zip(tables, intervals, strict=True))
     if protocol.averaging == "pooled":
-        scored = kept & ~np.any([s.failed for s in selected], axis=0)
+        scored = ~np.any([s.failed for s in selected], axis=0)
         pooled = (
             np.stack([getattr(s, part)[scored] for s in selected]) for part in ("intersection", "union")
         )
-        found[0] = bootstrap_ratio(*pooled, confidence=confidence, resamples=resamples)
+        found["iou"] = bootstrap_ratio(*pooled, confidence=confidence, resamples=resamples)
     # Student's t, of few trainings, may leave the range of the scores
-    return [replace(one, low=max(one.low, 0.0), high=min(one.high, 1.0)) for one in found]
+    return {name: replace(one, low=max(one.low, 0.0), high=min(one.high, 1.0)) for name, one in found.items()}
 
 
 def _cells_per_object(job: Job, resolution: tuple[int, int]) -> float | None:

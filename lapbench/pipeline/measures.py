@@ -1,0 +1,67 @@
+"""What a row tells beside its IoU: further scores of the same images, and IoU as a function of something."""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from lapbench.report.results import Curve, Selection
+from lapbench.score import ImageScores, Localisation, iou_by_size
+from lapbench.score.sweep import THRESHOLDS
+
+Scores: TypeAlias = npt.NDArray[np.float64]
+
+_DECIMALS = 6
+
+
+def by_image(selection: Selection, outcomes: Sequence[Localisation]) -> dict[str, Scores]:
+    """Return further scores of every image by name, (seeds, images) each.
+
+    tolerant_pointing_game, auc: as `lapbench.score` defines them. rank_accuracy: the share of the k highest
+    pixels that lies in the truth of k pixels. oracle_iou: the highest IoU that a threshold of the image's own
+    reaches, and threshold_gap: what using one for all images costs of it.
+    """
+    found = {
+        "tolerant_pointing_game": [outcome.tolerant_pointing for outcome in outcomes],
+        "auc": [outcome.sweep.auc for outcome in outcomes],
+    }
+    if all("top-k" in outcome.iou for outcome in outcomes):
+        found["rank_accuracy"] = [_precision(outcome.iou["top-k"]) for outcome in outcomes]
+    if selection == "threshold":
+        found["oracle_iou"] = [outcome.sweep.oracle for outcome in outcomes]
+        found["threshold_gap"] = [outcome.sweep.oracle - outcome.iou[selection].iou for outcome in outcomes]
+    return {name: np.stack(scores).round(_DECIMALS) for name, scores in found.items()}
+
+
+def of_all_images(outcomes: Sequence[Localisation]) -> dict[str, float]:
+    """Return the scores that only a whole data set has, by name, as means over seeds: PxAP."""
+    return {"pxap": float(np.mean([outcome.sweep.pixel_average_precision for outcome in outcomes]))}
+
+
+def curves(
+    selection: Selection, outcomes: Sequence[Localisation], iou: Scores, pixels: int
+) -> dict[str, Curve]:
+    """Return mean IoU by threshold (where one is fitted), and by the share of the image that is truth.
+
+    iou: (seeds, images). pixels: of an image.
+    """
+    found = {}
+    if selection == "threshold":
+        table = np.stack([outcome.sweep.by_threshold for outcome in outcomes])
+        scored = np.isfinite(table).all(axis=(0, 2))
+        if scored.any():
+            found["iou_by_threshold"] = _curve(THRESHOLDS, table[:, scored].mean(axis=(0, 1)))
+    size, mean, n = iou_by_size(iou.mean(axis=0), outcomes[0].iou[selection].truth)
+    if len(n):
+        found["iou_by_size"] = _curve(size / pixels, mean).model_copy(update={"n": tuple(n.tolist())})
+    return found
+
+
+def _precision(scores: ImageScores) -> Scores:
+    """Return which share of the selected pixels lies in the truth, (n,); NaN where there is no score."""
+    return np.where(np.isfinite(scores.iou), scores.intersection / np.maximum(scores.selected, 1), np.nan)
+
+
+def _curve(x: Scores, y: Scores) -> Curve:
+    return Curve(x=tuple(x.round(_DECIMALS).tolist()), y=tuple(y.round(_DECIMALS).tolist()))

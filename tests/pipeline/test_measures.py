@@ -1,0 +1,97 @@
+"""What rows tell beside IoU, recomputed from the stored maps."""
+
+import math
+
+import numpy as np
+import pytest
+from score import reference
+from sklearn.metrics import roc_auc_score
+
+from lapbench.pipeline import measures
+from lapbench.pipeline.samples import Samples
+from lapbench.report import read_image_scores
+from lapbench.score import localise, normalise
+from pipeline import tiny
+
+
+@pytest.fixture(scope="module", params=["Grad-CAM", "DeepLIFT"])
+def material(request, finished):
+    """The rows of one explainer on the plain network by selection, its maps as they are scored, and masks."""
+    job = tiny.job(finished.definition, finished.folder)
+    own = next(
+        row
+        for row in job.rows()
+        if (row.explainer.row, row.randomised) == (request.param, False) and row.model.name == "plain"
+    )
+    [block] = job.blocks("score")
+    masks = Samples(job).masks(block)
+    maps = normalise(job.store.read(*job.map_key(own.sources[0], block)).maps, masks.shape[1:])
+    rows = {
+        r.selection: r
+        for r in finished.board.rows
+        if r.key[:2] == ("plain", request.param) and not r.randomised
+    }
+    return rows, maps, masks, lambda row: read_image_scores(finished.folder / "out", row).scores
+
+
+def test_scores_by_image_are_those_of_the_maps(material):
+    rows, maps, masks, scores = material
+    row, found = rows["threshold"], {name: table[0] for name, table in scores(rows["threshold"]).items()}
+    images = list(zip(maps, masks, strict=True))
+    sign = row.orientation
+    assert found["auc"] == pytest.approx([roc_auc_score(m.ravel(), v.ravel()) for v, m in images], abs=1e-6)
+    oracle = [
+        max(reference.iou(v > t if sign > 0 else v < t, m) for t in np.unique(v)) for v, m in images[:2]
+    ]
+    assert np.all(np.array(found["oracle_iou"][:2]) >= np.array(oracle) - 1e-6)
+    assert found["threshold_gap"] == pytest.approx(np.subtract(found["oracle_iou"], found["iou"]), abs=2e-6)
+    assert min(found["threshold_gap"]) >= 0
+    p = np.array(found["rank_accuracy"])
+    assert np.array(scores(rows["top-k"])["iou"][0]) == pytest.approx(p / (2 - p), abs=2e-6)
+    near = [reference.near(v, m, 0.03 * 32) for v, m in images]
+    assert found["tolerant_pointing_game"] == pytest.approx(near, abs=1e-6)
+
+
+def test_rows_hold_their_means_and_intervals(material):
+    rows, maps, masks, scores = material
+    for selection, row in rows.items():
+        tables = scores(row)
+        assert set(row.measures) - {"pxap"} == set(tables) - {"iou", "pointing_game", "energy"}
+        for name, estimate in row.measures.items():
+            if name == "pxap":
+                wanted = reference.pixel_average_precision(maps, masks)
+                assert estimate.mean == pytest.approx(wanted, abs=1e-9) and estimate.ci_low is None
+            else:
+                assert estimate.mean == pytest.approx(np.mean(tables[name]), abs=1e-12)
+                assert estimate.ci_low <= estimate.mean <= estimate.ci_high
+        assert ("oracle_iou" in row.measures) == (selection == "threshold")
+
+
+def test_curves_are_means_over_images(material):
+    rows, maps, masks, _ = material
+    row = rows["threshold"]
+    curve, sign = row.curves["iou_by_threshold"], row.orientation
+    for at in (0, 40, 100):
+        cut = at / 100
+        chosen = [v > np.float64(cut) if sign > 0 else v < np.float64(cut) for v in maps.astype(np.float64)]
+        wanted = np.mean([reference.iou(c, m) for c, m in zip(chosen, masks, strict=True)])
+        assert curve.x[at] == cut and curve.y[at] == pytest.approx(wanted, abs=1e-6)
+    for selection, other in rows.items():
+        assert ("iou_by_threshold" in other.curves) == (selection == "threshold")
+        by_size = other.curves["iou_by_size"]
+        assert by_size.n == (3, 3, 3, 3, 3) and list(by_size.x) == sorted(by_size.x)
+        area = np.sort(masks.mean(axis=(1, 2)))
+        assert by_size.x == pytest.approx(area.reshape(5, 3).mean(axis=1), abs=1e-6)
+        assert np.mean(by_size.y) == pytest.approx(other.mean, abs=1e-6)
+
+
+def test_without_a_scored_image_there_is_no_curve_and_no_number():
+    masks = np.ones((2, 4, 4), bool)
+    outcome = localise(
+        np.full((2, 4, 4), np.nan, np.float32), masks, selections=("threshold",), threshold=0.5
+    )
+    assert measures.curves("threshold", [outcome], outcome.iou["threshold"].iou[None], 16) == {}
+    found = measures.by_image("threshold", [outcome])
+    assert "rank_accuracy" not in found  # it needs top-k
+    assert all(np.isnan(table).all() and table.shape == (1, 2) for table in found.values())
+    assert math.isnan(measures.of_all_images([outcome])["pxap"])
