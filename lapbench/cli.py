@@ -426,7 +426,7 @@ def leaderboard(
     """Join the results of many people and machines; exit with 1 where they contradict each other."""
     with guarded():
         from lapbench.report import render_terminal
-        from lapbench.report.merge import folder_name, merge, read_submission, write_merged
+        from lapbench.report.merge import folder_name, merge, ranks_of, read_submission, write_merged
 
         joined = merge([read_submission(folder) for folder in folders])
         for merged in joined:
@@ -436,10 +436,27 @@ def leaderboard(
             out_console.print(render_terminal(board))
             for note in merged.notes:
                 _say(note)
+        ranks = ranks_of(joined)
+        if ranks:
+            typer.echo(ranks, nl=False)
     if out is not None:
         out_console.print(f"Written to {out}/", markup=False, highlight=False, soft_wrap=True)
     if any(merged.disputed for merged in joined):
         raise typer.Exit(1)
+
+
+@app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(help="A folder of report folders.")] = Path("reports"),
+) -> None:
+    """Write the first page of a folder of reports: all benchmarks in it, with their best rows."""
+    with guarded():
+        from lapbench.report.page.contents import render_contents
+        from lapbench.report.results import write_file
+
+        path = folder / "index.html"
+        write_file(path, render_contents(folder).encode())
+    out_console.print(f"Written to {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -8,6 +8,7 @@ with the same maps, it is one row if its scores agree, and without a rank if the
 import json
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -18,9 +19,11 @@ from pydantic import Field, ValidationError
 from lapbench.digest import digest_of
 from lapbench.errors import ResultError
 from lapbench.report.leaderboard import write_report
+from lapbench.report.ranks import rank_leaderboards, render_ranks
 from lapbench.report.results import (
     ImageScores,
     Leaderboard,
+    Ranking,
     Record,
     Row,
     read_image_scores,
@@ -150,6 +153,22 @@ def write_merged(folder: Path, merged: Merged) -> Leaderboard:
         kept = None if images is None else write_image_scores(folder, images)
         rows.append(row.model_copy(update={"image_scores": kept}))
     return write_report(folder, merged.board.model_copy(update={"rows": tuple(rows)}), merged.images)
+
+
+def ranks_of(joined: Sequence[Merged]) -> str:
+    """Return the mean ranks over all benchmarks as Markdown, or nothing where too few rows are on all."""
+    boards = [merged.board for merged in joined]
+    if len({board.benchmark for board in boards}) < len(boards):
+        return ""  # several versions of one benchmark are no several data sets
+    sections = []
+    titles: tuple[tuple[Ranking, str], ...] = (
+        ("thresholding", "By thresholding"),
+        ("top-k", "By top-k selection"),
+    )
+    for ranking, title in titles:
+        with suppress(ValueError):
+            sections.append(f"## {title}\n\n{render_ranks(rank_leaderboards(boards, ranking))}")
+    return "\n".join(sections)
 
 
 def folder_name(merged: Merged, joined: Sequence[Merged]) -> str:

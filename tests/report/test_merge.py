@@ -16,7 +16,7 @@ from lapbench.report import (
     write_image_scores,
     write_leaderboard,
 )
-from lapbench.report.merge import merge, read_submission, write_merged
+from lapbench.report.merge import Merged, merge, ranks_of, read_submission, write_merged
 from lapbench.report.results import ImageScores
 
 IOU = (0.2, 0.4, 0.9)
@@ -206,3 +206,17 @@ def test_versions_of_data_are_written_apart(tmp_path: Path) -> None:
 def test_export_prints_what_other_tools_read(tmp_path: Path, form: str) -> None:
     printed = call("export", submit(tmp_path / "ada"), "--to", form).stdout
     assert len(printed.splitlines()) == 2 if form == "csv" else len(json.loads(printed)) == 1
+
+
+def test_ranks_over_several_benchmarks(tmp_path: Path) -> None:
+    def board(benchmark: str, *means: float) -> Merged:
+        rows = [
+            Row(model="net", explainer=name, selection="top-k", mean=mean, n=3, complete=True)
+            for name, mean in zip("abc", means, strict=True)
+        ]
+        return Merged(Leaderboard(benchmark=benchmark, benchmark_version=1, rows=tuple(rows)), {}, ())
+
+    text = ranks_of([board("one", 0.9, 0.5, 0.1), board("two", 0.8, 0.7, 0.6)])
+    assert "## By top-k selection" in text
+    assert "| 1.00 | 1 | net, a |" in text
+    assert ranks_of([board("one", 0.9, 0.5, 0.1), board("one", 0.8, 0.7, 0.6)]) == ""

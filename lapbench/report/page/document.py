@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from lapbench.report.leaderboard import (
 )
 from lapbench.report.page.content import Gallery, Panel
 from lapbench.report.results import Estimate, Leaderboard, Row
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 SCRIPTS = ("state.js", "board.js", "curves.js", "viewer.js")
 """Parts of the page's one script, in the order in which they run."""
@@ -48,6 +51,36 @@ def render_page(leaderboard: Leaderboard, gallery: Gallery | None = None) -> str
     Without a gallery it has neither curves nor images. Text from outside is escaped, and no script but the
     page's own can run: a policy in the page names its digest.
     """
+    style, script = text("page.css"), '"use strict";\n' + "\n".join(map(text, SCRIPTS))
+    keys = {} if gallery is None else panel_keys(gallery.panels)
+    found = boards(leaderboard)
+    tables = [_table(board, keys) for board in found]
+    return (
+        templates()
+        .get_template("page.html.j2")
+        .render(
+            board=leaderboard,
+            heading=leaderboard.title or leaderboard.benchmark,
+            tables=tables,
+            scores=_score_names(leaderboard.rows),
+            models=[model_cells(model) for model in leaderboard.models],
+            model_columns=MODEL_COLUMNS,
+            legend=LEGEND,
+            facts=_facts(leaderboard, found),
+            provenance=_provenance(leaderboard.provenance),
+            gallery=gallery,
+            csv=_base64(render_csv(leaderboard).encode()),
+            data=_json({**_board_data(tables), **({} if gallery is None else _gallery_data(gallery, keys))}),
+            style=style,
+            script=script,
+            style_digest=digest(style),
+            script_digest=digest(script),
+        )
+    )
+
+
+def templates() -> "Environment":
+    """Return where the pages' templates come from; what they are given is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -58,28 +91,7 @@ def render_page(leaderboard: Leaderboard, gallery: Gallery | None = None) -> str
         lstrip_blocks=True,
     )
     environment.filters.update(three=_three, base64=_base64)
-    style, script = _text("page.css"), '"use strict";\n' + "\n".join(map(_text, SCRIPTS))
-    keys = {} if gallery is None else panel_keys(gallery.panels)
-    found = boards(leaderboard)
-    tables = [_table(board, keys) for board in found]
-    return environment.get_template("page.html.j2").render(
-        board=leaderboard,
-        heading=leaderboard.title or leaderboard.benchmark,
-        tables=tables,
-        scores=_score_names(leaderboard.rows),
-        models=[model_cells(model) for model in leaderboard.models],
-        model_columns=MODEL_COLUMNS,
-        legend=LEGEND,
-        facts=_facts(leaderboard, found),
-        provenance=_provenance(leaderboard.provenance),
-        gallery=gallery,
-        csv=_base64(render_csv(leaderboard).encode()),
-        data=_json({**_board_data(tables), **({} if gallery is None else _gallery_data(gallery, keys))}),
-        style=style,
-        script=script,
-        style_digest=_digest(style),
-        script_digest=_digest(script),
-    )
+    return environment
 
 
 def panel_keys(panels: Iterable[Panel]) -> dict[tuple[str, str, str], str]:
@@ -258,10 +270,11 @@ def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
 
 
-def _text(name: str) -> str:
+def text(name: str) -> str:
+    """Return a part of the page: a style or a script."""
     return files("lapbench.report.page").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _digest(text: str) -> str:
+def digest(content: str) -> str:
     """Return the digest of a script or a style, as a content security policy names it."""
-    return _base64(hashlib.sha256(text.encode()).digest())
+    return _base64(hashlib.sha256(content.encode()).digest())
