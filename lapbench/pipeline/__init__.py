@@ -4,6 +4,7 @@ Each reads files, writes files and skips what is there. `Job` says which files a
 """
 
 from lapbench.pipeline.explaining import explain
+from lapbench.pipeline.history import run_and_note
 from lapbench.pipeline.job import Job, Workspace, default_cache
 from lapbench.pipeline.page import write_page
 from lapbench.pipeline.reporting import report
@@ -14,10 +15,10 @@ from lapbench.report import Leaderboard
 
 def run(job: Job) -> Leaderboard:
     """Do the main job: make what is missing, and return the leaderboard."""
-    train(job)
-    explain(job)
-    score(job)
-    return report(job)
+    board: Leaderboard = run_and_note(
+        job, {"train": train, "explain": explain, "score": score, "report": report}
+    )
+    return board
 
 
 __all__ = ["Job", "Workspace", "default_cache", "explain", "report", "run", "score", "train", "write_page"]

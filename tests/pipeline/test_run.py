@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import platform
 
 import numpy as np
 import pytest
@@ -34,12 +35,21 @@ def test_every_file_is_there(finished):
 
     assert names == {
         "leaderboard.json", "leaderboard.md", "leaderboard.csv", "maps.png", "maps-plain.png", "ranking.png",
-        "scores",
+        "runs.jsonl", "scores",
     }  # fmt: skip
     for name in ("maps.png", "maps-plain.png", "ranking.png"):
         with Image.open(finished.out / name) as picture:
             assert min(picture.size) > 300
     assert not [path for path in finished.folder.rglob("*") if path.name.endswith((".tmp", ".part"))]
+
+
+def test_the_history_tells_how_long_each_stage_took(finished):
+    [line] = (finished.out / "runs.jsonl").read_text().splitlines()
+    run = json.loads(line)
+
+    assert list(run["seconds"]) == ["train", "explain", "score", "report"]
+    assert run["seconds"]["train"] > 0
+    assert run["device"] == platform.machine()
 
 
 def test_a_map_that_is_too_coarse_for_the_objects_is_told(finished):

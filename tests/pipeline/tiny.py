@@ -127,7 +127,6 @@ def job(
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder by its path."""
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
-    }
+    """Every file below a folder by its path, but for the history, which grows with every run."""
+    found = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "runs.jsonl")
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
