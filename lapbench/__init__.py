@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lapbench.models import AdaptiveLAP2d, LAP2d, plug
     from lapbench.pipeline import Job, Workspace, run
     from lapbench.registry import architecture, explainer, reader
+    from lapbench.report.export import load_results
 
 _HOMES = {
     "benchmark": ("Benchmark", "Concept", "Plug", "load_benchmark"),
@@ -23,6 +24,7 @@ _HOMES = {
     "models": ("AdaptiveLAP2d", "LAP2d", "plug"),
     "pipeline": ("Job", "Workspace", "run"),
     "registry": ("architecture", "explainer", "reader"),
+    "report.export": ("load_results",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -43,6 +45,6 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "AdaptiveLAP2d", "Benchmark", "Concept", "Job", "LAP2d", "Maps", "Plug", "Workspace", "architecture",
-    "check_explainer", "explain_together", "explainer", "from_attribute", "interop", "load_benchmark", "plug",
-    "reader", "run",
+    "check_explainer", "explain_together", "explainer", "from_attribute", "interop", "load_benchmark",
+    "load_results", "plug", "reader", "run",
 ]  # fmt: skip
