@@ -299,8 +299,11 @@ M = TypeVar("M", bound=Record)
 
 
 def write_leaderboard(path: Path, leaderboard: Leaderboard) -> None:
-    """Write a leaderboard as JSON; the same leaderboard gives the same bytes."""
-    write_file(path, _to_json(leaderboard))
+    """Write a leaderboard as JSON; the same leaderboard gives the same bytes.
+
+    Errors: ResultError for one that could not be read again; nothing is written.
+    """
+    write_file(path, _to_json(path, leaderboard))
 
 
 def read_leaderboard(path: Path) -> Leaderboard:
@@ -310,7 +313,7 @@ def read_leaderboard(path: Path) -> Leaderboard:
 
 def write_image_scores(folder: Path, scores: ImageScores) -> ImageScoresFile:
     """Write the scores of a row beside the leaderboard in `folder`; return what the row says about them."""
-    content = _to_json(scores)
+    content = _to_json(folder / scores.file, scores)
     write_file(folder / scores.file, content)
     return ImageScoresFile(file=scores.file, checksum=hashlib.sha256(content).hexdigest())
 
@@ -342,9 +345,13 @@ def read_record(path: Path, model: type[M], *, mend: str = _MEND) -> M:
     return _from_json(path, _read(path, mend), model, mend)
 
 
-def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of leaderboard.json."""
-    schema = Leaderboard.model_json_schema(mode="serialization")
+def json_schema(kind: Literal["leaderboard", "image-scores"] = "leaderboard") -> dict[str, Any]:
+    """Return the JSON Schema of leaderboard.json, or that of the files of scores by image.
+
+    They are published in the folder ``schemas`` of this room, by the version that stands in the files.
+    """
+    model: type[Record] = Leaderboard if kind == "leaderboard" else ImageScores
+    schema = model.model_json_schema(mode="serialization")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
@@ -359,9 +366,12 @@ def write_file(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _to_json(record: Record) -> bytes:
+def _to_json(path: Path, record: Record) -> bytes:
+    """The content of a file, which is held to the schema: a copy with other fields has not been."""
     text = json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode()
+    content = (text + "\n").encode()
+    _from_json(path, content, type(record))
+    return content
 
 
 def _read(path: Path, mend: str = _MEND) -> bytes:

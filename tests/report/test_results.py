@@ -1,6 +1,8 @@
 import json
 import math
+from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from lapbench.report import (
     write_image_scores,
     write_leaderboard,
 )
-from lapbench.report.results import write_file
+from lapbench.report.results import SCHEMA_VERSION, write_file
 from tests.report.examples import make_leaderboard, make_row
 
 CONTRACT = [
@@ -283,3 +285,22 @@ def test_the_schema_names_every_field_and_is_plain_json() -> None:
     assert set(schema["$defs"]["Row"]["properties"]) == set(Row.model_fields)
     assert schema["$defs"]["Row"]["additionalProperties"] is False
     assert schema["properties"]["schema_version"]["const"] == 1
+
+
+@pytest.mark.parametrize("kind", ["leaderboard", "image-scores"])
+def test_the_published_schema_is_the_one_in_force(kind: Literal["leaderboard", "image-scores"]) -> None:
+    published = files("lapbench.report").joinpath("schemas", f"{kind}-{SCHEMA_VERSION}.json").read_text()
+    assert json.loads(published) == json_schema(kind), (
+        "a field has changed: write the schema anew, and raise SCHEMA_VERSION if an older reader could "
+        "misunderstand a file"
+    )
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    row = make_row("Grad-CAM", 0.5).model_copy(update={"n_failed": 3})
+    board = Leaderboard(benchmark="x", benchmark_version=1).model_copy(update={"rows": (row,)})
+    with pytest.raises(
+        ResultError, match=r"leaderboard\.json: 1 fault\n  rows\.1: a complete row has a mean"
+    ):
+        write_leaderboard(tmp_path / "leaderboard.json", board)
+    assert not list(tmp_path.iterdir())
