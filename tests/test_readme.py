@@ -1,8 +1,10 @@
 """What the README shows must run as it stands there."""
 
 import re
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from typer.testing import CliRunner
 
@@ -81,6 +83,17 @@ def test_the_python_interface_has_the_names_it_shows():
 
     compile(code, "README.md", "exec")
     assert all(hasattr(lapbench, name) for name in re.findall(r"lapbench\.(\w+)", code))
+
+
+def test_results_are_read_as_tables(tmp_path, monkeypatch):
+    pytest.importorskip("pandas", reason="pandas is an extra")
+    shutil.copytree(ROOT / "reports" / "deeppcb", tmp_path / "reports" / "quickstart")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+
+    exec(block_with("load_results"), names)
+
+    assert len(names["images"]) > len(names["rows"]) > 0
 
 
 def test_the_manifest_and_the_model_are_valid():
