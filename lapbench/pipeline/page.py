@@ -1,10 +1,11 @@
 """The page of a benchmark: its images and maps, collected from the store, brought into one HTML file."""
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,6 @@ from lapbench.report.page import (
     Gallery,
     Panel,
     Picture,
-    iou_by_level,
     pack,
     render_page,
     shrink,
@@ -27,7 +27,9 @@ from lapbench.report.page import (
 )
 from lapbench.report.results import Leaderboard, write_file
 from lapbench.score import iou_top_k, normalise, upsample
-from lapbench.types import FloatArray, Sample
+from lapbench.score.pixels import images
+from lapbench.score.sweep import iou_at
+from lapbench.types import FloatArray, MaskArray, Sample
 
 PAGE = "index.html"
 BUDGET = 50_000_000
@@ -36,8 +38,8 @@ SIDES = (256, 192, 128, 96, 64, 48, 32)
 """Pixels of the longer side of a map on the page, where those of the image do not fit the budget."""
 TRIED = 16
 """Images that grids of thresholds are drawn from, and the size of a page is estimated from."""
-QUALITY = 82
-"""Of the images on the page, as WebP counts."""
+QUALITY = 85
+"""Of the images on the page, as JPEG counts."""
 
 Numbers = npt.NDArray[np.float64]
 
@@ -54,15 +56,15 @@ class Shown:
     rows: tuple[ScoredRow, ...]
     grids: tuple[Numbers, ...]
     levels_grid: Numbers
-    orientation: int
+    orientation: Literal[1, -1]
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
     """What the page needs of n maps of one explainer.
 
-    levels: (n, H, W) uint8. tables: the IoU at every threshold, (n, k), one table a row. top_k: (n,).
-    scale: (n,), what normalised maps must be multiplied by to be raw ones.
+    levels: (n, h, w) uint8, at the size that the page shows. tables: the IoU at every threshold, (n, k), one
+    table a row. top_k: (n,). scale: (n,), what normalised maps must be multiplied by to be raw ones.
     """
 
     levels: npt.NDArray[np.uint8]
@@ -84,46 +86,57 @@ def collect(job: Job) -> Gallery | None:
     Networks with random weights are left out. Where even small maps of all images do not fit the budget, the
     page shows every second image, or every third, and so on; curves are over all of them.
     """
-    rows = _with_maps(job)
-    if not rows:
+    everything = [_shown(job, row, scored) for row, scored in _with_maps(job)]
+    if not everything:
         return None
+    size, step = _fit(job, everything)
+    pictures, parts = _read(job, everything, size, step)
     blocks = job.blocks("score")
-    tried = blocks[0].indices[:: -(-len(blocks[0].indices) // TRIED)]
-    samples = [job.dataset[blocks[0].split][i] for i in tried]
-    positions = [blocks[0].indices.index(i) for i in tried]
-    everything = [_shown(job, row, positions) for row in rows]
-    n = sum(len(block.indices) for block in blocks)
-    size, step = _fit(job, everything, positions, samples, n)
-    pictures: list[Picture] = []
-    parts: list[list[Part]] = []
-    for number, block in enumerate(blocks):
-        job.workspace.progress(number, len(blocks), "page")
-        samples = [job.dataset[block.split][i] for i in block.indices]
-        found = [_part(job, shown, _maps(job, shown.source, block), samples) for shown in everything]
-        first = -sum(len(b.indices) for b in blocks[:number]) % step
-        pictures += _pictures(job, samples, found, size, range(first, len(samples), step))
-        parts.append(found)
-    job.workspace.progress(len(blocks), len(blocks), "page")
     ids = [job.dataset[block.split].ids[i] for block in blocks for i in block.indices]
     panels = [
         panel
-        for maps, shown in enumerate(everything)
-        for panel in _panels(job, shown, maps, [found[maps] for found in parts], ids, step)
+        for number, shown in enumerate(everything)
+        for panel in _panels(job, shown, number, [found[number] for found in parts], ids, step)
     ]
     height, width = job.benchmark.data.image_size
     grids = tuple(shown.levels_grid for shown in everything)
-    return Gallery((height, width), size, grids, tuple(panels), tuple(pictures), n)
+    return Gallery((height, width), size, grids, tuple(panels), tuple(pictures), len(ids))
 
 
-def _with_maps(job: Job) -> list[RowSource]:
-    """Return the rows on trained networks that are scored and whose maps are still there."""
-    rows = [row for row in job.rows() if not row.randomised and _scored(job, row)]
-    there = [
-        row
-        for row in rows
-        if all(job.store.path(*job.map_key(row.sources[0], b)).is_file() for b in job.blocks("score"))
-    ]
-    if gone := [row.explainer.row for row in rows if row not in there]:
+def _read(
+    job: Job, everything: Sequence[Shown], size: tuple[int, int], step: int
+) -> tuple[list[Picture], list[list[Part]]]:
+    """Read all maps, block by block; return every step-th image, and the parts by block and explainer."""
+    pictures: list[Picture] = []
+    parts: list[list[Part]] = []
+    blocks, before = job.blocks("score"), 0
+    for number, block in enumerate(blocks):
+        job.workspace.progress(number, len(blocks), "page")
+        samples = [job.dataset[block.split][i] for i in block.indices]
+        found = [_part(job, shown, _maps(job, shown.source, block), samples, size) for shown in everything]
+        pictures += _pictures(job, samples, found, range(-before % step, len(samples), step))
+        parts.append(found)
+        before += len(samples)
+    job.workspace.progress(len(blocks), len(blocks), "page")
+    return pictures, parts
+
+
+def _tried(job: Job) -> slice:
+    """Which images of the first block grids and sizes are estimated from: a few, spread over it."""
+    return slice(None, None, -(-len(job.blocks("score")[0].indices) // TRIED))
+
+
+def _with_maps(job: Job) -> list[tuple[RowSource, tuple[ScoredRow, ...]]]:
+    """Return what is scored on trained networks and whose maps are still there, each with its rows."""
+    found = [(row, _scored(job, row)) for row in job.rows() if not row.randomised]
+    there, gone = list[tuple[RowSource, tuple[ScoredRow, ...]]](), list[str]()
+    for row, scored in found:
+        paths = [job.store.path(*job.map_key(row.sources[0], block)) for block in job.blocks("score")]
+        if scored and all(path.is_file() for path in paths):
+            there.append((row, scored))
+        elif scored:
+            gone.append(row.explainer.row)
+    if gone:
         job.workspace.notify(
             f"the page shows no maps of {', '.join(gone)}: they have gone from the cache; to make them "
             f"again, remove {job.workspace.cache / 'rows'}"
@@ -146,11 +159,10 @@ def _maps(job: Job, row: RowSource, block: Block) -> FloatArray:
     return shard.maps
 
 
-def _shown(job: Job, row: RowSource, positions: Sequence[int]) -> Shown:
+def _shown(job: Job, row: RowSource, rows: tuple[ScoredRow, ...]) -> Shown:
     """Choose the thresholds that the page offers for a row, from a few of its maps."""
-    maps = _maps(job, row, job.blocks("score")[0])[list(positions)]
+    maps = _maps(job, row, job.blocks("score")[0])[_tried(job)]
     normal, raw = _brought_to_size(job, row, maps)
-    rows = _scored(job, row)
     fits: Any = rows[0].row.provenance["fits"]  # one a training, the same in every row
     fitted = next((s.row.seeds[0].threshold for s in rows if s.row.selection == "threshold"), None)
     levels_grid = threshold_grid(normal, fitted)
@@ -168,46 +180,54 @@ def _brought_to_size(job: Job, row: RowSource, maps: FloatArray) -> tuple[FloatA
     return normal, upsample(maps, size, mode)
 
 
-def _part(job: Job, shown: Shown, maps: FloatArray, samples: Sequence[Sample]) -> Part:
-    """Quantise maps, and score them at every threshold of the page."""
+def _part(job: Job, shown: Shown, maps: FloatArray, samples: Sequence[Sample], size: tuple[int, int]) -> Part:
+    """Quantise maps at a size, and score them as they are at every threshold of the page."""
     normal, raw = _brought_to_size(job, shown.source, maps)
     masks = np.stack([sample.mask for sample in samples])
-    levels = to_levels(normal, shown.levels_grid, shown.orientation)
-    failed = np.logical_not(np.isfinite(normal).all(axis=(1, 2)))
-    tables = []
-    for scored, grid in zip(shown.rows, shown.grids, strict=True):
-        own = scored.row.selection == "native"
-        table = iou_by_level(
-            to_levels(raw, grid) if own else levels, masks, len(grid), 1 if own else shown.orientation
-        )
-        tables.append(np.where(failed[:, None], np.nan, table))
+    tables = [
+        _table(raw, masks, grid, 1)
+        if scored.row.selection == "native"
+        else _table(normal, masks, grid, shown.orientation)
+        for scored, grid in zip(shown.rows, shown.grids, strict=True)
+    ]
     peak, top = raw.max(axis=(1, 2)), normal.max(axis=(1, 2))
-    scale = np.divide(peak, top, out=np.ones(len(maps)), where=(top > 0) & ~failed)
+    scale = np.divide(peak, top, out=np.ones(len(maps)), where=(top > 0) & np.isfinite(peak))
+    levels = to_levels(shrink(normal, size), shown.levels_grid, shown.orientation)
     return Part(levels, tuple(tables), iou_top_k(normal, masks).iou, scale)
 
 
-def _fit(
-    job: Job, everything: Sequence[Shown], positions: Sequence[int], samples: Sequence[Sample], n: int
-) -> tuple[tuple[int, int], int]:
-    """Return the size of the maps on the page, and which part of the images it shows: every how many-th."""
-    block = job.blocks("score")[0]
-    parts = [_part(job, s, _maps(job, s.source, block)[list(positions)], samples) for s in everything]
+def _table(maps: FloatArray, masks: MaskArray, grid: Numbers, orientation: Literal[1, -1]) -> Numbers:
+    """Return the IoU of maps at every threshold, (n, k); NaN where a map fails or has no truth."""
+    found = np.full((len(maps), len(grid)), np.nan)
+    for line, pixels in zip(found, images(maps, masks), strict=True):
+        if pixels.scorable:
+            line[:] = iou_at(pixels.ranked, grid, orientation)
+    return found
+
+
+def _fit(job: Job, everything: Sequence[Shown]) -> tuple[tuple[int, int], int]:
+    """Return the size of the maps on the page, and which images it shows: every how many-th."""
+    block, tried = job.blocks("score")[0], _tried(job)
+    samples = [job.dataset[block.split][i] for i in block.indices[tried]]
+    maps = [_maps(job, shown.source, block)[tried] for shown in everything]
+    n = sum(len(block.indices) for block in job.blocks("score"))
     height, width = job.benchmark.data.image_size
     longer = max(height, width)
     for side in (longer, *(side for side in SIDES if side < longer)):
         size = (max(1, height * side // longer), max(1, width * side // longer))
-        pictures = _pictures(job, samples, parts, size, range(len(samples)))
+        parts = [_part(job, s, own, samples, size) for s, own in zip(everything, maps, strict=True)]
+        pictures = _pictures(job, samples, parts, range(len(samples)))
         needed = sum(len(p.block) + len(p.image) * 4 / 3 for p in pictures) * n / len(samples)
         if needed <= BUDGET:
             return size, 1
-    return size, int(-(-needed // BUDGET))
+    return size, math.ceil(needed / BUDGET)
 
 
 def _pictures(
-    job: Job, samples: Sequence[Sample], parts: Sequence[Part], size: tuple[int, int], chosen: Sequence[int]
+    job: Job, samples: Sequence[Sample], parts: Sequence[Part], chosen: Sequence[int]
 ) -> list[Picture]:
     """Return the chosen images of a block with all that the viewer shows of them."""
-    levels = [shrink(part.levels, size) for part in parts]
+    size = (parts[0].levels.shape[1], parts[0].levels.shape[2])
     masks = shrink(np.stack([sample.mask for sample in samples]).astype(np.uint8), size)
     pictures = []
     for i in chosen:
@@ -221,8 +241,8 @@ def _pictures(
                 label=job.dataset.classes[sample.label],
                 boxes=sample.boxes if by_boxes else (),
                 truth=int(sample.mask.sum()),
-                image=_webp(sample.image),
-                block=pack(masks[i], [plane[i] for plane in levels], tables),
+                image=_jpeg(sample.image),
+                block=pack(masks[i], [part.levels[i] for part in parts], tables),
             )
         )
     return pictures
@@ -258,10 +278,11 @@ def _panels(
         )
 
 
-def _webp(image: FloatArray) -> bytes:
-    """Return an image (C, H, W) in [0, 1] as a WebP file."""
+def _jpeg(image: FloatArray) -> bytes:
+    """Return an image (C, H, W) in [0, 1] as a JPEG file."""
     pixels = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
-    colours = np.broadcast_to(np.moveaxis(pixels, 0, -1), (*pixels.shape[1:], 3))
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(colours)).save(file, "WEBP", quality=QUALITY, method=4)
+    Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)).save(
+        file, "JPEG", quality=QUALITY, optimize=True
+    )
     return file.getvalue()

@@ -2,10 +2,10 @@
 
 from lapbench.report.page.content import Gallery, Panel, Picture, pack, shrink
 from lapbench.report.page.document import render_page
-from lapbench.report.page.levels import iou_by_level, threshold_grid, to_levels
+from lapbench.report.page.levels import threshold_grid, to_levels
 from lapbench.report.page.server import serve
 
 __all__ = [
-    "Gallery", "Panel", "Picture", "iou_by_level", "pack", "render_page", "serve", "shrink", "threshold_grid",
+    "Gallery", "Panel", "Picture", "pack", "render_page", "serve", "shrink", "threshold_grid",
     "to_levels",
 ]  # fmt: skip

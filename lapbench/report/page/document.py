@@ -39,6 +39,8 @@ LABELS = {
     "max_box_acc": "MaxBoxAcc",
     "max_box_acc_v2": "MaxBoxAccV2",
     "pxap": "PxAP",
+    "threshold_gap": "IoU lost to one threshold",
+    "tolerant_pointing_game": "Pointing game with tolerance",
 }
 """What scores are called whose names do not say it."""
 DIGITS = 5
@@ -200,7 +202,7 @@ def _gallery_data(gallery: Gallery, keys: Mapping[tuple[str, str, str], str]) ->
     return {
         "size": gallery.size,
         "shown": gallery.shown,
-        "grids": [_rounded(grid) for grid in gallery.grids],
+        "grids": [grid.tolist() for grid in gallery.grids],
         "panels": [_panel_data(panel, keys) for panel in gallery.panels],
         "images": [
             {
@@ -224,7 +226,7 @@ def _panel_data(panel: Panel, keys: Mapping[tuple[str, str, str], str]) -> dict[
         "model": row.model,
         "control": row.control,
         "maps": panel.maps,
-        "grid": _rounded(panel.grid),
+        "grid": panel.grid.tolist(),
         "own": panel.own,
         "orientation": panel.orientation,
         "scale": None if panel.scale is None else _rounded(panel.scale),

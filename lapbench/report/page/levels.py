@@ -1,14 +1,13 @@
 """Maps as a page holds them: one byte a pixel, exact at every threshold that the page offers.
 
 A row has a grid of at most 255 ascending thresholds, its own among them. The level of a pixel is the number
-of thresholds below its value, so that `level > k` says what `value > grid[k]` says, and a histogram of the
-levels gives the IoU at every threshold at once, from the same counts of pixels as the scores.
+of thresholds below its value, so that `level > k` says what `value > grid[k]` says.
 """
 
 import numpy as np
 import numpy.typing as npt
 
-from lapbench.types import FloatArray, MaskArray
+from lapbench.types import FloatArray
 
 Levels = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.float64]
@@ -16,6 +15,8 @@ Numbers = npt.NDArray[np.float64]
 EVEN, RANKS = 128, 124
 """Thresholds of a grid: evenly spread, for maps as smooth as a CAM, and by rank, for those whose pixels crowd
 near zero, as gradients do."""
+DIGITS = 5
+"""Significant digits of a threshold; only a row's own one has all of its digits."""
 
 
 def threshold_grid(values: FloatArray, own: float | None = None) -> Numbers:
@@ -28,7 +29,8 @@ def threshold_grid(values: FloatArray, own: float | None = None) -> Numbers:
     even = np.linspace(lowest, 1.0, EVEN)
     ranks = np.quantile(finite, np.linspace(0, 1, RANKS + 2)[1:-1]) if finite.size else even[:0]
     inside = ranks[(ranks > lowest) & (ranks < 1)]
-    return np.unique(np.concatenate([even, inside, [] if own is None else [own]]))
+    short = [float(f"{threshold:.{DIGITS}g}") for threshold in (*even, *inside)]
+    return np.unique([*short, *([] if own is None else [own])])
 
 
 def to_levels(maps: FloatArray, grid: Numbers, orientation: int = 1) -> Levels:
@@ -41,19 +43,3 @@ def to_levels(maps: FloatArray, grid: Numbers, orientation: int = 1) -> Levels:
     edges[moved] = np.nextafter(edges[moved], np.float32(-orientation * np.inf))
     levels = np.searchsorted(edges, maps.ravel(), side="left" if orientation > 0 else "right")
     return np.where(np.isnan(maps), 0, levels.reshape(maps.shape)).astype(np.uint8)
-
-
-def iou_by_level(levels: Levels, masks: MaskArray, thresholds: int, orientation: int = 1) -> Numbers:
-    """Return the IoU of the truth with what each threshold selects, (n, thresholds); NaN without truth.
-
-    levels: (n, H, W). masks: (n, H, W) bool.
-    """
-    found = np.full((len(levels), thresholds), np.nan)
-    for line, level, mask in zip(found, levels, masks, strict=True):
-        if not mask.any():
-            continue
-        cells = np.bincount((level + np.uint16(256) * mask).ravel(), minlength=512).reshape(2, 256)
-        below = cells.cumsum(axis=1)[:, :thresholds]
-        selected = below if orientation < 0 else cells.sum(axis=1, keepdims=True) - below
-        line[:] = selected[1] / (selected[0] + cells[1].sum())  # those outside, and the truth
-    return found

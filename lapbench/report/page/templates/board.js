@@ -2,6 +2,7 @@
 
 const boards = findAll(".board");
 const tools = find("#tools");
+const LOSSES = new Set(["threshold_gap"]); // scores of which less is better
 const sorting = boards.map(() => ({ by: "score", down: true }));
 
 // Where the drawing of a score begins and ends: everything fits, and zero is in it.
@@ -20,7 +21,7 @@ function drawScores() {
     drawScale(find(".scale", board), low, high);
     const lines = findAll("tbody tr", board);
     const known = lines
-      .filter((line) => line.classList.contains("control"))
+      .filter((line) => line.classList.contains("control") && !LOSSES.has(state.score))
       .map((line) => data.boards[b][line.dataset.row][0])
       .filter((scores) => scores.iou[0] < 0.999) // the oracle knows everything
       .map((scores) => scores[state.score]?.[0])

@@ -76,7 +76,7 @@ function summed(plane, width) {
 
 async function pictureOf(number) {
   const picture = new Image();
-  picture.src = `data:image/webp;base64,${await textOf(`image-${number}`)}`;
+  picture.src = `data:image/jpeg;base64,${await textOf(`image-${number}`)}`;
   await picture.decode();
   return picture;
 }
