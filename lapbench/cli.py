@@ -559,6 +559,49 @@ def check_explainer(
             raise typer.Exit(1)
 
 
+@check_app.command("golden")
+def check_golden_maps(
+    name: Definition,
+    folder: Annotated[Path, typer.Argument(help="Where the golden maps are.")],
+    update: Annotated[
+        bool, typer.Option("--update", help="Make the maps of today the golden ones, and exit with 1.")
+    ] = False,
+    images: Annotated[int, typer.Option(min=1, help="How many of the scored images have golden maps.")] = 4,
+    data: Data = None,
+    device: Device = "auto",
+) -> None:
+    """Hold the maps of a benchmark's explainers against golden ones; exit with 1 where one has moved."""
+    with guarded(), tempfile.TemporaryDirectory() as cache:
+        with err_console.status("loading torch …"):
+            from lapbench import benchmark, pipeline
+            from lapbench.pipeline.golden import check_golden, update_golden
+
+        few = {"fit_limit": 1, "score_limit": images}
+        definition = benchmark.load_benchmark(name)
+        definition = definition.model_copy(update={"data": definition.data.model_copy(update=few)})
+        workspace = pipeline.Workspace(out=folder, cache=Path(cache), data=data, device=device)
+        job = pipeline.Job(definition, workspace)
+        if update:
+            for row in update_golden(job, folder):
+                out_console.print(f"{row}: written", markup=False, highlight=False, soft_wrap=True)
+            _say("Look at what changed (git diff --stat) before you commit it.")
+            raise typer.Exit(1)
+        findings = check_golden(job, folder)
+        lines = [
+            (
+                "fault" if found.fault else "ok",
+                found.row,
+                "–" if found.distance is None else f"{found.distance:.1e}",
+                f"{found.tolerance:g}",
+                found.fault,
+            )
+            for found in findings
+        ]
+        _print_table(("", "maps", "moved by", "tolerance", "fault"), lines)
+        if any(found.fault for found in findings):
+            raise typer.Exit(1)
+
+
 @maps_app.command("list")
 def list_maps(cache: Cache = None) -> None:
     """List the shards in the cache."""

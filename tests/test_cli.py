@@ -35,6 +35,7 @@ COMMANDS = (
     "maps export",
     "gate",
     "baseline accept",
+    "check golden",
 )
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 

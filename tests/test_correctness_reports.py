@@ -1,28 +1,12 @@
 """The committed table of networks and explainers holds, and would show a wrong rule."""
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 import torch
+from scripts import ROOT, script
 from torch import nn
 
 from lapbench.explain import differences, relevance
 from lapbench.explain.derivatives import derivative
-
-ROOT = Path(__file__).parents[1]
-
-
-def script(name: str) -> ModuleType:
-    """A script of benchmarks/correctness, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / "correctness" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)  # dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
 
 networks = script("networks")
 EVERY_ROW = [(name, False) for name in networks.NETWORKS] + [(name, True) for name in networks.PLUGGED]
