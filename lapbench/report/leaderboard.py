@@ -9,7 +9,6 @@ cannot be told apart share a group.
 
 import csv
 import io
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lapbench.report.groups import POWER, Key, grouped
+from lapbench.report.markdown import escape, printable
 from lapbench.report.results import (
     Estimate,
     ImageScores,
@@ -126,7 +126,7 @@ def write_report(
 
 def render_markdown(leaderboard: Leaderboard) -> str:
     """Return the leaderboard as GitHub-flavoured Markdown; text from outside is escaped."""
-    lines = [f"# {_markdown(_title(leaderboard))}", ""]
+    lines = [f"# {escape(_title(leaderboard))}", ""]
     if leaderboard.models:
         lines += ["## Models", ""]
         lines += [*_markdown_table(MODEL_COLUMNS, [model_cells(model) for model in leaderboard.models]), ""]
@@ -139,8 +139,8 @@ def render_markdown(leaderboard: Leaderboard) -> str:
         if sentence := power_sentence(board):
             lines += [sentence, ""]
         if board.incomplete:
-            lines += ["Not ranked:", "", *(f"- {_markdown(text)}" for text in excuses(board.incomplete)), ""]
-    return "\n".join([*lines, _markdown(LEGEND), ""])
+            lines += ["Not ranked:", "", *(f"- {escape(text)}" for text in excuses(board.incomplete)), ""]
+    return "\n".join([*lines, escape(LEGEND), ""])
 
 
 def render_csv(leaderboard: Leaderboard) -> str:
@@ -162,7 +162,7 @@ def render_terminal(leaderboard: Leaderboard) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(_printable(_title(leaderboard)), style="bold"), Text("")]
+    parts: list[RenderableType] = [Text(printable(_title(leaderboard)), style="bold"), Text("")]
     if leaderboard.models:
         parts += [_models_table(leaderboard.models), Text("")]
     for board in boards(leaderboard):
@@ -172,7 +172,7 @@ def render_terminal(leaderboard: Leaderboard) -> "RenderableType":
         if sentence := power_sentence(board):
             parts.append(Text(sentence, style="dim"))
         parts += [
-            Text.assemble(("not ranked ", "bold red"), _printable(text)) for text in excuses(board.incomplete)
+            Text.assemble(("not ranked ", "bold red"), printable(text)) for text in excuses(board.incomplete)
         ]
         parts.append(Text(""))
     parts.append(Text(LEGEND, style="dim"))
@@ -317,28 +317,16 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def _printable(text: str) -> str:
-    """Replace what would move the cursor, break the line or turn the writing direction."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
-
-
-def _markdown(text: str) -> str:
-    """Escape what Markdown or HTML could take for its own."""
-    return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", _printable(text))
-
-
 def _markdown_table(
     columns: Sequence[str], lines: Sequence[Sequence[str]], slanted: Sequence[bool] = ()
 ) -> list[str]:
     """Return the lines of a table; a slanted line has its explainer in italics."""
-    table = [[_markdown(cell) for cell in line] for line in lines]
+    table = [[escape(cell) for cell in line] for line in lines]
     for cells, italic in zip(table, slanted, strict=False):
         if italic:
             cells[columns.index("explainer")] = f"*{cells[columns.index('explainer')]}*"
     rule = [":--" if name in _TEXT_COLUMNS else "--:" for name in columns]
-    return [
-        "| " + " | ".join(cells) + " |" for cells in ([_markdown(name) for name in columns], rule, *table)
-    ]
+    return ["| " + " | ".join(cells) + " |" for cells in ([escape(name) for name in columns], rule, *table)]
 
 
 def _csv_line(leaderboard: Leaderboard, row: Row) -> dict[str, Any]:
@@ -377,7 +365,7 @@ def _csv_line(leaderboard: Leaderboard, row: Row) -> dict[str, Any]:
 def _csv_cell(value: Any) -> Any:
     """Keep a spreadsheet from running text from outside as a formula."""
     if isinstance(value, str) and value:
-        return ("'" if value[0] in "=+-@" else "") + _printable(value)
+        return ("'" if value[0] in "=+-@" else "") + printable(value)
     return str(value).lower() if isinstance(value, bool) else value
 
 
@@ -416,7 +404,7 @@ def _board_table(board: Board, hidden: Set[str]) -> "Table":
             if table.rows:
                 table.add_section()
             before = [""] * shown.index(board.columns.index("explainer"))
-            table.add_row(*before, Text(_printable(heading), style="bold cyan"))
+            table.add_row(*before, Text(printable(heading), style="bold cyan"))
         cells = row_cells(row, board)
         style = "italic dim" if _is_aside(row) else "bold" if row.rank == 1 else ""
         table.add_row(*_texts(cells[index] for index in shown), style=style)
@@ -439,4 +427,4 @@ def _texts(cells: Iterable[str]) -> list[Any]:
     """Turn cells into rich's texts, in which brackets are no mark-up."""
     from rich.text import Text
 
-    return [Text(_printable(cell)) for cell in cells]
+    return [Text(printable(cell)) for cell in cells]
