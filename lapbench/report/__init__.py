@@ -7,8 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lapbench.report.baseline import Baseline, from_report, read_baseline, write_baseline
     from lapbench.report.comparison import Comparison, adjusted, compare, compare_all, detectable_effect
     from lapbench.report.figures import MapColumn, draw_maps, draw_ranking
+    from lapbench.report.gate import Gate, Verdict, judge
     from lapbench.report.leaderboard import rank, render_csv, render_markdown, render_terminal, write_report
     from lapbench.report.ranks import Ranks, rank_leaderboards, rank_over_data_sets, render_ranks
     from lapbench.report.results import (
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
     from lapbench.report.statistics import Interval, bootstrap_mean, bootstrap_means, bootstrap_ratio
 
 _HOMES = {
+    "baseline": ("Baseline", "from_report", "read_baseline", "write_baseline"),
     "comparison": ("Comparison", "adjusted", "compare", "compare_all", "detectable_effect"),
     "figures": ("MapColumn", "draw_maps", "draw_ranking"),
+    "gate": ("Gate", "Verdict", "judge"),
     "leaderboard": ("rank", "render_csv", "render_markdown", "render_terminal", "write_report"),
     "ranks": ("Ranks", "rank_leaderboards", "rank_over_data_sets", "render_ranks"),
     "results": (
@@ -56,10 +60,11 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "Comparison", "CompletenessError", "Counts", "Curve", "Estimate", "ImageScores", "Interval",
-    "Leaderboard", "MapColumn", "ModelSummary", "Power", "Ranks", "Row", "SeedResult", "adjusted",
-    "bootstrap_mean", "bootstrap_means", "bootstrap_ratio", "compare", "compare_all", "detectable_effect",
-    "draw_maps", "draw_ranking", "json_schema", "rank", "rank_leaderboards", "rank_over_data_sets",
-    "read_image_scores", "read_leaderboard", "render_csv", "render_markdown", "render_ranks",
-    "render_terminal", "write_image_scores", "write_leaderboard", "write_report",
+    "Baseline", "Comparison", "CompletenessError", "Counts", "Curve", "Estimate", "Gate", "ImageScores",
+    "Interval", "Leaderboard", "MapColumn", "ModelSummary", "Power", "Ranks", "Row", "SeedResult",
+    "Verdict", "adjusted", "bootstrap_mean", "bootstrap_means", "bootstrap_ratio", "compare", "compare_all",
+    "detectable_effect", "draw_maps", "draw_ranking", "from_report", "json_schema", "judge", "rank",
+    "rank_leaderboards", "rank_over_data_sets", "read_baseline", "read_image_scores", "read_leaderboard",
+    "render_csv", "render_markdown", "render_ranks", "render_terminal", "write_baseline",
+    "write_image_scores", "write_leaderboard", "write_report",
 ]  # fmt: skip
