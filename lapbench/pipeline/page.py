@@ -174,10 +174,10 @@ def _shown(job: Job, row: RowSource, rows: tuple[ScoredRow, ...]) -> Shown:
 
 
 def _brought_to_size(job: Job, row: RowSource, maps: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return maps as thresholds are fitted on them, and raw, both at the size of the images."""
-    protocol, mode, size = job.benchmark.protocol, row.sources[0].spec.upsample, job.benchmark.data.image_size
-    normal = normalise(maps, size, mode=mode, sign=protocol.sign, order=protocol.order)
-    return normal, upsample(maps, size, mode)
+    """Return maps as thresholds are fitted on them, and as the explainer's own threshold takes them."""
+    protocol, spec, size = job.benchmark.protocol, row.sources[0].spec, job.benchmark.data.image_size
+    normal = normalise(maps, size, mode=spec.upsample, sign=protocol.sign, order=protocol.order)
+    return normal, normal if spec.native_threshold is None else upsample(maps, size, spec.upsample)
 
 
 def _part(job: Job, shown: Shown, maps: FloatArray, samples: Sequence[Sample], size: tuple[int, int]) -> Part:

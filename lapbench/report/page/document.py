@@ -143,7 +143,7 @@ def _line(row: Row, board: Board, keys: Mapping[tuple[str, str, str], str]) -> d
         "native": row.selection == "native",
         "own": cells[board.own_column],
         "own_value": row.tied_fraction if row.selection == "top-k" else row.threshold,
-        "notes": cells["notes"],
+        "notes": "; ".join(note for note in cells["notes"].split("; ") if note != "control"),  # a tag says it
         "control": row.control or row.randomised,
         "scores": {name: _numbers(estimate) for name, estimate in _estimates(row)},
         "random": {name: e.mean for name, e in _estimates(beside)} if beside else {"iou": None},

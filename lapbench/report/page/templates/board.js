@@ -3,11 +3,16 @@
 const boards = findAll(".board");
 const tools = find("#tools");
 const LOSSES = new Set(["threshold_gap"]); // scores of which less is better
+const FIRST = 24; // rows of a long ranking that are shown before all of them are asked for
 const sorting = boards.map(() => ({ by: "score", down: true }));
 
-// Where the drawing of a score begins and ends: everything fits, and zero is in it.
+// Whether a row is the oracle, which knows the truth.
+const knowing = ([scores]) => scores.iou[0] > 0.999;
+
+// Where the drawing of a score begins and ends: zero and everything but the oracle fit.
 function domain(score) {
-  const values = data.boards.flat().flatMap(([scores]) => scores[score] ?? []).filter((v) => v != null);
+  const lines = data.boards.flat().filter((line) => !knowing(line));
+  const values = lines.flatMap(([scores]) => scores[score] ?? []).filter((value) => value != null);
   const [low, high] = [Math.min(0, ...values), Math.max(...values, 1e-9)];
   return [low, high > 0.9 && high <= 1 ? 1 : high * 1.04];
 }
@@ -22,9 +27,9 @@ function drawScores() {
     const lines = findAll("tbody tr", board);
     const known = lines
       .filter((line) => line.classList.contains("control") && !LOSSES.has(state.score))
-      .map((line) => data.boards[b][line.dataset.row][0])
-      .filter((scores) => scores.iou[0] < 0.999) // the oracle knows everything
-      .map((scores) => scores[state.score]?.[0])
+      .map((line) => data.boards[b][line.dataset.row])
+      .filter((known) => !knowing(known))
+      .map(([scores]) => scores[state.score]?.[0])
       .filter((mean) => mean != null);
     for (const line of lines) {
       const [scores, random] = data.boards[b][line.dataset.row];
@@ -33,9 +38,9 @@ function drawScores() {
       find(".score small", line).textContent = from == null ? "" : `${three(from)} to ${three(to)}`;
       find(".random", line).textContent = three(random[state.score]);
       find(".zone", line).setAttribute("width", known.length ? Math.max(0, at(Math.max(...known))) : 0);
-      find(".interval", line).setAttribute("d", from == null ? "" : `M${at(from)} 5H${at(to)}`);
+      find(".interval", line).setAttribute("d", from == null || mean > high ? "" : `M${at(from)} 5H${at(to)}`);
       find("path.random", line).setAttribute("d", random[state.score] == null ? "" : `M${at(random[state.score])} 5h0`);
-      find(".mean", line).setAttribute("d", mean == null ? "" : `M${at(mean)} 5h0`);
+      find(".mean", line).setAttribute("d", mean == null || mean > high ? "" : `M${at(mean)} 5h0`);
     }
   });
 }
@@ -77,15 +82,20 @@ function filterBoard() {
   const words = state.query.toLowerCase().split(/\s+/).filter(Boolean);
   boards.forEach((board, b) => {
     board.hidden = b !== state.board;
-    for (const line of findAll("tbody tr", board)) {
+    const lines = findAll("tbody tr", board);
+    const found = lines.filter((line) => {
       const text = [line.dataset.explainer, line.dataset.model, find(".notes", line).textContent, line.className];
-      const found = words.every((word) => text.join(" ").toLowerCase().includes(word));
-      line.hidden = !found || (!state.controls && line.classList.contains("control"));
-    }
+      const named = words.every((word) => text.join(" ").toLowerCase().includes(word));
+      return named && (state.controls || !line.classList.contains("control"));
+    });
+    const long = !state.all && !words.length && found.length > 1.3 * FIRST;
+    const shown = new Set(long ? found.slice(0, FIRST) : found);
+    for (const line of lines) line.hidden = !shown.has(line);
+    find(".more", board).hidden = !long;
+    find(".more", board).textContent = `Show all ${found.length} rows`;
+    if (b === state.board)
+      find("#found").textContent = found.length === lines.length ? "" : `${found.length} of ${lines.length} rows`;
   });
-  const lines = findAll("tbody tr", boards[state.board]);
-  const shown = lines.filter((line) => !line.hidden).length;
-  find("#found").textContent = shown === lines.length ? "" : `${shown} of ${lines.length} rows`;
 }
 
 function markChosen() {
@@ -110,8 +120,10 @@ function startBoard() {
         const rising = ["rank", "explainer", "model", "group"].includes(by);
         sorting[b] = { by, down: sorting[b].by === by ? !sorting[b].down : !rising };
         sortBoard(b);
+        filterBoard();
       });
     }
+    find(".more", board).addEventListener("click", () => update({ all: true }));
     for (const kind of ["pointerover", "pointerleave", "focusin", "focusout"])
       board.addEventListener(kind, ({ type, target }) => {
         const line = type === "pointerover" || type === "focusin" ? target.closest("tbody tr") : null;
@@ -131,9 +143,9 @@ function startBoard() {
   painters.push((changed) => {
     const any = (...names) => names.some((name) => changed.includes(name));
     if (any("board") && tools.elements.board) tools.elements.board.value = state.board;
-    if (any("board", "query", "controls")) filterBoard();
-    if (any("score", "board")) drawScores();
     if (any("score")) boards.forEach((_, b) => sortBoard(b));
+    if (any("score", "board", "query", "controls", "all")) filterBoard();
+    if (any("score", "board")) drawScores(); // when it is seen: its scale is as wide as there is room
     if (any("chosen")) markChosen();
   });
 }

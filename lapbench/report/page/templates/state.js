@@ -13,15 +13,16 @@ const state = {
   score: "iou",
   query: "",
   controls: true,
+  all: false, // rows of a long ranking, too
   chosen: [], // keys of panels, in the order in which they were chosen
   slots: {}, // key → number of its colour
-  image: 0,
-  order: "worst",
+  image: null, // its number
+  order: "disputed",
   pick: "threshold",
   show: "map",
   cuts: {}, // key → position in the panel's grid, where it is not the row's own
 };
-const untouched = { order: "worst", pick: "threshold", show: "map", board: 0 };
+const untouched = { order: "disputed", pick: "threshold", show: "map", board: 0 };
 const painters = [];
 
 function make(tag, properties = {}, ...children) {
@@ -107,7 +108,7 @@ function readAddress() {
     order: pickFrom("order", ["worst", "best", "disputed", "id"]),
     pick: pickFrom("pick", ["threshold", "top-k"]),
     show: pickFrom("show", ["map", "image"]),
-    board: Math.min(parseInt(words.get("board") ?? 0) || 0, data.boards.length - 1),
+    board: Math.max(0, Math.min(parseInt(words.get("board")) || 0, data.boards.length - 1)),
     image: image < 0 ? null : image,
   };
 }

@@ -44,6 +44,14 @@ function bytesOf(text) {
   return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 }
 
+const decodings = new Map(); // of the last few images, and of those beside the one that is shown
+
+function decoded(number) {
+  if (!decodings.has(number)) decodings.set(number, decode(number));
+  if (decodings.size > 8) decodings.delete(decodings.keys().next().value);
+  return decodings.get(number);
+}
+
 async function decode(number) {
   const [packed, picture] = await Promise.all([textOf(`block-${number}`), pictureOf(number)]);
   const stream = new Blob([bytesOf(packed)]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -63,14 +71,11 @@ async function decode(number) {
   return { number, picture, truth: planes[0], maps: planes.slice(1), tables };
 }
 
-// Undo the differences between neighbours; bytes wrap around by themselves.
+// Undo the differences between rows and between neighbours; bytes wrap around by themselves.
 function summed(plane, width) {
-  const sums = new Uint8Array(plane.length);
-  for (let i = 0; i < plane.length; i++) {
-    const [left, above] = [i % width ? sums[i - 1] : 0, i >= width ? sums[i - width] : 0];
-    const corner = i % width && i >= width ? sums[i - width - 1] : 0;
-    sums[i] = plane[i] + left + above - corner;
-  }
+  const sums = plane.slice();
+  for (let i = width; i < sums.length; i++) sums[i] += sums[i - width];
+  for (let i = 0; i < sums.length; i++) if (i % width) sums[i] += sums[i - 1];
   return sums;
 }
 
@@ -97,14 +102,14 @@ function maskOf(panel, levels) {
 function levelOf(panel, cut) {
   if (!panel.scale) return cut;
   const grid = data.grids[panel.maps];
-  const threshold = panel.grid[cut] / panel.scale[state.image];
+  const threshold = panel.grid[cut] / panel.scale[current.number];
   const above = grid.findIndex((value) => value > threshold);
   return above < 0 ? grid.length : above - 1;
 }
 
 // As many of the highest pixels as the truth has; of those that tie at the cut the first.
 function topK(levels) {
-  const share = images[state.image].truth / (data.size[0] * data.size[1]);
+  const share = images[current.number].truth / (data.size[0] * data.size[1]);
   let wanted = Math.round(share * levels.length);
   const counts = new Array(256).fill(0);
   for (const level of levels) counts[level]++;
@@ -139,7 +144,7 @@ function stroke(context, path, colour, width) {
 }
 
 function drawTruth(canvas) {
-  const { boxes } = images[state.image];
+  const { boxes } = images[current.number];
   if (!boxes.length) return outline(canvas, current.truth, "#2ee6ff", canvas.width / 150);
   const path = new Path2D();
   const [sx, sy] = [canvas.width / data.size[1], canvas.height / data.size[0]];
@@ -176,7 +181,7 @@ function drawPanel(panel) {
   const canvas = find("canvas", figure);
   const context = sized(canvas);
   const [h, w] = data.shown;
-  const colours = coloursOf(panel, panel.scale?.[state.image] ?? 1);
+  const colours = coloursOf(panel, panel.scale?.[current.number] ?? 1);
   const pixels = new ImageData(w, h);
   for (let i = 0; i < levels.length; i++) {
     const [r, g, b] = colours.subarray(4 * levels[i], 4 * levels[i] + 3);
@@ -203,7 +208,7 @@ function tell(panel, figure, canvas) {
   const moved = panel.key in state.cuts && cut !== panel.own;
   const kind = moved ? "moved" : panel.native ? "its own" : panel.own == null ? "none fitted" : "fitted";
   const sign = panel.orientation < 0 ? "below " : "";
-  const said = byThreshold ? `${sign}${three(panel.grid[cut])}, ${kind}` : `top ${images[state.image].truth.toLocaleString("en")} pixels`;
+  const said = byThreshold ? `${sign}${three(panel.grid[cut])}, ${kind}` : `top ${images[current.number].truth.toLocaleString("en")} pixels`;
   find(".iou", figure).textContent = three(iou);
   find(".said", figure).textContent = said;
   drawSpread(panel, find(".spark", figure), iou);
@@ -211,7 +216,7 @@ function tell(panel, figure, canvas) {
   slider.value = cut;
   slider.disabled = !byThreshold;
   slider.setAttribute("aria-valuetext", `${said}; IoU ${three(iou)}`);
-  canvas.setAttribute("aria-label", `Map of ${nameOf(panel)} for ${images[state.image].id}; ${said}; IoU ${three(iou)}`);
+  canvas.setAttribute("aria-label", `Map of ${nameOf(panel)} for ${images[current.number].id}; ${said}; IoU ${three(iou)}`);
 }
 
 const BARS = 25;
@@ -227,7 +232,7 @@ function drawSpread(panel, spark, iou) {
 }
 
 function iouOf(panel) {
-  if (state.pick === "top-k") return panel.topK[state.image];
+  if (state.pick === "top-k") return panel.topK[current.number];
   if (panel.own == null && !(panel.key in state.cuts)) return null;
   return current.tables[panels.indexOf(panel)][cutOf(panel)];
 }
@@ -237,7 +242,7 @@ function drawPicture() {
   const context = sized(canvas);
   context.drawImage(current.picture, 0, 0, canvas.width, canvas.height);
   drawTruth(canvas);
-  const image = images[state.image];
+  const image = images[current.number];
   const share = ((100 * image.truth) / (data.size[0] * data.size[1])).toFixed(1);
   find("#about-image").textContent = `${image.label}; the truth covers ${share} %`;
   canvas.setAttribute("aria-label", `Image ${image.id}, ${image.label}, with its truth outlined`);
@@ -256,7 +261,7 @@ function makePanels() {
     slider.setAttribute("aria-label", `Threshold of ${nameOf(panel)}`);
     slider.addEventListener("input", () => {
       state.cuts[panel.key] = Number(slider.value);
-      drawPanel(panel);
+      if (current) drawPanel(panel);
       writeAddress();
     });
     slider.addEventListener("dblclick", () => reset([panel]));
@@ -352,15 +357,17 @@ async function showImage() {
   button.setAttribute("aria-current", "true");
   button.tabIndex = 0;
   centre(button.parentElement);
-  const decoded = current?.number === wanted ? current : await decode(wanted);
+  if (find("#film").contains(document.activeElement)) button.focus({ preventScroll: true });
+  const found = current?.number === wanted ? current : await decoded(wanted);
   if (state.image !== wanted) return; // another image was asked for meanwhile
-  current = decoded;
+  current = found;
   drawPicture();
   chosenPanels().forEach(drawPanel);
   const values = chosenPanels().map((panel) => `${nameOf(panel)} ${three(iouOf(panel))}`);
   const words = { worst: "worst first", best: "best first", disputed: "most disputed first", id: "as listed" };
   const where = find("#where");
   where.replaceChildren(make("b", {}, make("bdi", { textContent: images[wanted].id })), ` ${place + 1} of ${images.length}, ${words[state.order]}`);
+  for (const near of [ranking[place + 1], ranking[place - 1]]) if (near !== undefined) decoded(near);
   where.append(make("span", { className: "unseen", textContent: `. IoU: ${values.join(", ")}` }));
 }
 
@@ -423,7 +430,7 @@ function startViewer() {
     if (any("chosen", "order", "pick")) {
       rankImages();
       makeFilm();
-      if (any("order") || state.image == null) state.image = ranking[0];
+      if (state.image == null || (any("order") && !any("image"))) state.image = ranking[0];
     }
     if (any("chosen", "order", "pick", "image", "show", "cuts")) showImage();
   });
@@ -453,9 +460,8 @@ if (images.length) {
   startViewer();
 }
 function open() {
-  const address = readAddress();
-  update({ ...address, score: state.score, query: state.query, controls: state.controls });
-  if (address.image != null) update({ image: address.image });
+  if (location.hash && !location.hash.includes("=")) return; // a place on the page, not what it shows
+  update({ ...readAddress(), score: state.score, query: state.query, controls: state.controls });
 }
 addEventListener("hashchange", open);
 open();
