@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lapbench.report.results import Curve, Selection
-from lapbench.score import ImageScores, Localisation, iou_by_size
+from lapbench.score import BoxSweep, ImageScores, Localisation, iou_by_size
 from lapbench.score.sweep import THRESHOLDS
 
 Scores: TypeAlias = npt.NDArray[np.float64]
@@ -32,6 +32,19 @@ def by_image(selection: Selection, outcomes: Sequence[Localisation]) -> dict[str
         found["oracle_iou"] = [outcome.sweep.oracle for outcome in outcomes]
         found["threshold_gap"] = [outcome.sweep.oracle - outcome.iou[selection].iou for outcome in outcomes]
     return {name: np.stack(scores).round(_DECIMALS) for name, scores in found.items()}
+
+
+def of_boxes(sweeps: Sequence[BoxSweep]) -> dict[str, Scores]:
+    """Return whether images are hit by boxes, (seeds, images) each: the means are MaxBoxAcc and MaxBoxAccV2.
+
+    Their intervals take the best threshold as given.
+    """
+    if not sweeps:
+        return {}
+    return {
+        "max_box_acc": np.stack([sweep.hits() for sweep in sweeps]),
+        "max_box_acc_v2": np.stack([sweep.hits_v2() for sweep in sweeps]).round(_DECIMALS),
+    }
 
 
 def of_all_images(outcomes: Sequence[Localisation]) -> dict[str, float]:

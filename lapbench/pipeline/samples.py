@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from lapbench.pipeline.job import Block, Job
-from lapbench.types import FloatArray, IntArray, MaskArray
+from lapbench.score import boxes_of
+from lapbench.types import Box, FloatArray, IntArray, MaskArray
 
 BUDGET = 2**30
 """Bytes of decoded images and masks that are kept."""
@@ -32,6 +33,12 @@ class Samples:
     def masks(self, block: Block) -> MaskArray:
         """The truth, (n, H, W)."""
         return self._decoded(block)[1]
+
+    def boxes(self, block: Block) -> list[tuple[Box, ...]]:
+        """The annotated boxes; where an image has none, those of the parts of its mask."""
+        split = self.job.dataset[block.split]
+        annotated = [split.boxes(index) for index in block.indices]
+        return [own or boxes_of(mask) for own, mask in zip(annotated, self.masks(block), strict=True)]
 
     def ids(self, block: Block) -> tuple[str, ...]:
         """The sample ids."""

@@ -25,8 +25,16 @@ from lapbench.report.results import (
     Selection,
 )
 from lapbench.report.statistics import Interval, bootstrap_means, bootstrap_ratio
+from lapbench.score import (
+    BoxSweep,
+    Localisation,
+    ThresholdFit,
+    fit_threshold,
+    localise,
+    normalise,
+    sweep_boxes,
+)
 from lapbench.score import ImageScores as Selected
-from lapbench.score import Localisation, ThresholdFit, fit_threshold, localise, normalise
 from lapbench.store import Shard
 from lapbench.types import FloatArray, MaskArray
 
@@ -40,12 +48,14 @@ CONTROLS = "no network"
 class Outcome:
     """What one seed of a row gave: its threshold, the scores of its images, and its diagnostics.
 
-    resolution: rows and columns of the raw maps.
+    boxes: those of all thresholds, where the protocol asks for them. resolution: rows and columns of the raw
+    maps.
     """
 
     source: Source
     fit: ThresholdFit
     scores: Localisation
+    boxes: BoxSweep | None
     completeness_error: Scores | None
     resolution: tuple[int, int]
 
@@ -110,6 +120,7 @@ def _score(job: Job, row: RowSource, samples: Samples) -> Iterator[ScoredRow]:
             "pointing_game": np.stack([outcome.scores.pointing for outcome in outcomes]),
             "energy": np.stack([outcome.scores.energy for outcome in outcomes]),
             **measures.by_image(selection, [outcome.scores for outcome in outcomes]),
+            **measures.of_boxes([outcome.boxes for outcome in outcomes if outcome.boxes]),
         }
         yield ScoredRow(
             row=_row(job, row, selection, outcomes, tables),
@@ -149,14 +160,15 @@ def _outcome(job: Job, source: Source, samples: Samples, kept: MaskArray) -> Out
         orientation=protocol.orientation,
         images=protocol.fit_images,
     )
-    parts, errors, resolution, start = [], [], (0, 0), 0
+    parts, boxes, errors, resolution, start = [], [], [], (0, 0), 0
     for block, shard in _shards(job, source, "score"):
         counted = kept[start : (start := start + len(block.indices))]
+        masks = samples.masks(block)[counted]
         resolution = (shard.maps.shape[1], shard.maps.shape[2])
         parts.append(
             localise(
                 shard.maps[counted],
-                samples.masks(block)[counted],
+                masks,
                 selections=protocol.selections,
                 threshold=fit.threshold,
                 orientation=fit.orientation,
@@ -167,9 +179,21 @@ def _outcome(job: Job, source: Source, samples: Samples, kept: MaskArray) -> Out
                 tolerance=protocol.pointing_tolerance * max(job.benchmark.data.image_size),
             )
         )
+        if protocol.box_accuracy:
+            truth = [own for own, counts in zip(samples.boxes(block), counted, strict=True) if counts]
+            size = (masks.shape[1], masks.shape[2])
+            maps = normalise(
+                shard.maps[counted], size, mode=spec.upsample, sign=protocol.sign, order=protocol.order
+            )
+            boxes.append(sweep_boxes(maps, truth))
         errors += [shard.diagnostics[name] for name in ("completeness_error",) if name in shard.diagnostics]
     return Outcome(
-        source, fit, Localisation.join(parts), np.concatenate(errors) if errors else None, resolution
+        source,
+        fit,
+        Localisation.join(parts),
+        BoxSweep.join(boxes) if boxes else None,
+        np.concatenate(errors) if errors else None,
+        resolution,
     )
 
 

@@ -1,16 +1,19 @@
 """What rows tell beside IoU, recomputed from the stored maps."""
 
 import math
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from score import reference
 from sklearn.metrics import roc_auc_score
 
+from lapbench import pipeline
 from lapbench.pipeline import measures
 from lapbench.pipeline.samples import Samples
+from lapbench.pipeline.scoring import scored_rows
 from lapbench.report import read_image_scores
-from lapbench.score import localise, normalise
+from lapbench.score import localise, normalise, sweep_boxes
 from pipeline import tiny
 
 
@@ -83,6 +86,51 @@ def test_curves_are_means_over_images(material):
         area = np.sort(masks.mean(axis=(1, 2)))
         assert by_size.x == pytest.approx(area.reshape(5, 3).mean(axis=1), abs=1e-6)
         assert np.mean(by_size.y) == pytest.approx(other.mean, abs=1e-6)
+
+
+def test_box_accuracy_is_there_where_the_protocol_asks_for_it(copied, finished):
+    text = tiny.with_protocol(tiny.with_explainers(tiny.DEFINITION, "grad_cam", "oracle"), box_accuracy=True)
+    job = tiny.job(tiny.write_definition(copied, text=text), copied)
+    assert pipeline.explain(job) == [] and pipeline.score(job) == []
+    found = {
+        row.key: scored_rows(job, row_source)[0]
+        for row_source in job.rows()
+        for row in [scored_rows(job, row_source)[0].row]
+    }
+    own = next(row for row in job.rows() if row.explainer.name == "grad_cam" and row.model.name == "plain")
+    [block] = job.blocks("score")
+    samples = Samples(job)
+    masks, split = samples.masks(block), job.dataset[block.split]
+    maps = normalise(job.store.read(*job.map_key(own.sources[0], block)).maps, masks.shape[1:])
+    sweep = sweep_boxes(maps, [split.boxes(index) for index in block.indices])
+
+    scored = found["plain", "Grad-CAM", "threshold", False]
+    assert scored.images.scores["max_box_acc"][0] == tuple(sweep.hits().tolist())
+    assert scored.row.measures["max_box_acc"].mean == pytest.approx(sweep.largest.mean(axis=0).max())
+    v2 = sweep.any.mean(axis=1).max(axis=1).mean()
+    assert scored.row.measures["max_box_acc_v2"].mean == pytest.approx(v2, abs=1e-6)
+    assert found["no network", "Oracle", "threshold", False].row.measures["max_box_acc"].mean == 1
+    assert all("max_box_acc" not in row.measures for row in finished.board.rows)
+
+
+def test_images_without_boxes_have_those_of_their_masks(finished):
+    job = tiny.job(finished.definition, finished.folder)
+    [block] = job.blocks("score")
+    samples = Samples(job)
+    annotated = samples.boxes(block)
+    with patch.object(type(job.dataset[block.split]), "boxes", lambda *_: ()):
+        from_masks = samples.boxes(block)
+    assert [len(boxes) for boxes in from_masks] == [1] * 15
+    for (own,), (other,) in zip(annotated, from_masks, strict=True):
+        assert (
+            max(
+                abs(a - b)
+                for a, b in zip(
+                    (own.x0, own.y0, own.x1, own.y1), (other.x0, other.y0, other.x1, other.y1), strict=True
+                )
+            )
+            <= 0.5
+        )
 
 
 def test_without_a_scored_image_there_is_no_curve_and_no_number():
