@@ -108,7 +108,7 @@ def test_markdown(lapbench, moved, tmp_path):
     )
     assert "| missing | net | LRP \\|z⁺\\| | threshold |" in page
     assert r"\<b\>::error, 100%" in page and "<b>" not in page
-    assert "<details><summary>1 rows pass</summary>" in page
+    assert "<details><summary>Rows that pass: 1</summary>" in page
 
 
 def test_what_is_seen_on_github(lapbench, moved, tmp_path):

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from lapbench.errors import ResultError
 from lapbench.report.baseline import Baseline, BaselineRow
 from lapbench.report.comparison import Comparison, adjusted, compare_all
 
@@ -93,7 +94,8 @@ def judge(
 
     min_effect: the smallest difference of means, in IoU, that matters. alpha: the false alarm rate of the
     whole table, as Benjamini and Hochberg control it. models: only their rows; none: all rows.
-    Errors: ValueError for an effect outside [0, 1] or a rate outside (0, 1).
+    Errors: ValueError for an effect outside [0, 1] or a rate outside (0, 1); ResultError where the baseline
+    has no row to compare with, for a gate that compares nothing would always pass.
     """
     if not 0 <= min_effect <= 1 or not 0 < alpha < 1:
         raise ValueError(
@@ -101,6 +103,9 @@ def judge(
         )
     before = {row.key: row for row in baseline.rows if not models or row.model in models}
     now = {row.key: row for row in current.rows if not models or row.model in models}
+    if not before:
+        of = f" of {', '.join(models)}" if models else ""
+        raise ResultError(f"the baseline of {baseline.benchmark} has no row{of}: there is nothing to compare")
     reason = "; ".join(_apart(baseline, current))
     verdicts = {
         key: _unless_comparable(row, now.get(key), baseline, current, reason) for key, row in before.items()
@@ -110,9 +115,7 @@ def judge(
     judged = dict(zip(pairs, found, strict=True))
     listed = [verdict or judged[key] for key, verdict in verdicts.items()]
     listed += [
-        _verdict(row, "new", "not in the baseline", now=_mean(row))
-        for key, row in now.items()
-        if key not in before
+        _verdict("new", "not in the baseline", None, row) for key, row in now.items() if key not in before
     ]
     return Gate(
         benchmark=current.benchmark,
@@ -149,27 +152,22 @@ def _unless_comparable(
 ) -> Verdict | None:
     """Return the verdict on a row that is missing or that cannot be compared; None for all others."""
     if new is None:
-        return _verdict(old, "missing", "the row is not in the new results", before=_mean(old))
+        return _verdict("missing", "the row is not in the new results", old, None)
     if reason:
-        return _verdict(old, "incomparable", reason, before=_mean(old), now=_mean(new))
+        return _verdict("incomparable", reason, old, new)
     if not old.iou:
         if new.iou:
-            return _verdict(new, "new", f"had no number: {old.reason}", now=_mean(new))
-        return _verdict(new, "ok", f"has no number, as before: {new.reason}")
+            return _verdict("new", f"had no number: {old.reason}", old, new)
+        return _verdict("ok", f"has no number, as before: {new.reason}", old, new)
     if not new.iou:
-        return _verdict(old, "missing", f"the row has no number any more: {new.reason}", before=_mean(old))
+        return _verdict("missing", f"the row has no number any more: {new.reason}", old, new)
     then, now = baseline.ids(old), current.ids(new)
     if then == now:
         return None
     gone, come = sorted({*then} - {*now}), sorted({*now} - {*then})
     example = f", for instance {(gone or come)[0]!r}" if gone or come else ", in another order"
-    return _verdict(
-        old,
-        "incomparable",
-        f"other images: {len(then)} then, {len(now)} now, {len(gone)} gone and {len(come)} new{example}",
-        before=_mean(old),
-        now=_mean(new),
-    )
+    counts = f"{len(then)} then, {len(now)} now, {len(gone)} gone and {len(come)} new"
+    return _verdict("incomparable", f"other images: {counts}{example}", old, new)
 
 
 def _compared(
@@ -217,10 +215,7 @@ def _judged(
         state = "changed"
     if old.claims and not reason and state != "ok":
         reason = f"the same maps are claimed, yet images moved by {moved:.4f} on average"
-    return _verdict(
-        new, state, reason, n=found.n, before=_mean(old), now=_mean(new), difference=found.difference,
-        low=found.low, high=found.high, p_value=found.p_value,
-    )  # fmt: skip
+    return _verdict(state, reason, old, new, found)
 
 
 def _moved(old: BaselineRow, new: BaselineRow) -> float:
@@ -246,12 +241,36 @@ def _same(old: BaselineRow, new: BaselineRow, names: Sequence[str]) -> bool:
     return all(old.claims.get(name) == new.claims.get(name) for name in names)
 
 
-def _verdict(row: BaselineRow, state: State, reason: str, **numbers: float | int | None) -> Verdict:
-    return Verdict(row.model, row.explainer, row.selection, row.randomised, state, reason, **numbers)  # type: ignore[arg-type]
+def _verdict(
+    state: State,
+    reason: str,
+    old: BaselineRow | None,
+    new: BaselineRow | None,
+    found: Comparison | None = None,
+) -> Verdict:
+    """Return the verdict on a row that was there, that is there, or both."""
+    row = new or old
+    if row is None:
+        raise ValueError("a verdict is on a row")
+    return Verdict(
+        model=row.model,
+        explainer=row.explainer,
+        selection=row.selection,
+        randomised=row.randomised,
+        state=state,
+        reason=reason,
+        n=found.n if found else 0,
+        before=_mean(old),
+        now=_mean(new),
+        difference=found.difference if found else None,
+        low=found.low if found else None,
+        high=found.high if found else None,
+        p_value=found.p_value if found else None,
+    )
 
 
-def _mean(row: BaselineRow) -> float | None:
-    return float(row.table.mean()) if row.iou else None
+def _mean(row: BaselineRow | None) -> float | None:
+    return float(row.table.mean()) if row and row.iou else None
 
 
 def _table(value: Any) -> Mapping[str, Any]:

@@ -61,7 +61,7 @@ def render_markdown(gate: Gate) -> str:
         lines += [*_table(loud), ""]
     if quiet:
         lines += [
-            f"<details><summary>{len(quiet)} rows pass</summary>",
+            f"<details><summary>Rows that pass: {len(quiet)}</summary>",
             "",
             *_table(quiet),
             "",

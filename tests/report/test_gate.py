@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control, wilcoxon
 
+from lapbench.errors import ResultError
 from lapbench.report.baseline import Baseline, from_report
 from lapbench.report.gate import Gate, Verdict, judge
 from tests.report.folders import PROVENANCE, claims, write_results
@@ -208,7 +209,10 @@ def test_only_the_models_asked_for(tmp_path):
     old = results(tmp_path / "old", {"a": STEADY})
 
     assert judge(old, old, models=("net",)).counts == {"ok": 1}
-    assert judge(old, old, models=("other",)).verdicts == ()
+    with pytest.raises(
+        ResultError, match="the baseline of example has no row of other: there is nothing to "
+    ):
+        judge(old, old, models=("other",))
 
 
 def test_limits_that_mean_nothing_are_refused(tmp_path):
