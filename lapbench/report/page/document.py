@@ -57,27 +57,25 @@ def render_page(leaderboard: Leaderboard, gallery: Gallery | None = None) -> str
     keys = {} if gallery is None else panel_keys(gallery.panels)
     found = boards(leaderboard)
     tables = [_table(board, keys) for board in found]
-    return (
-        templates()
-        .get_template("page.html.j2")
-        .render(
-            board=leaderboard,
-            heading=leaderboard.title or leaderboard.benchmark,
-            tables=tables,
-            scores=_score_names(leaderboard.rows),
-            models=[model_cells(model) for model in leaderboard.models],
-            model_columns=MODEL_COLUMNS,
-            legend=LEGEND,
-            facts=_facts(leaderboard, found),
-            provenance=_provenance(leaderboard.provenance),
-            gallery=gallery,
-            csv=_base64(render_csv(leaderboard).encode()),
-            data=_json({**_board_data(tables), **({} if gallery is None else _gallery_data(gallery, keys))}),
-            style=style,
-            script=script,
-            style_digest=digest(style),
-            script_digest=digest(script),
-        )
+    template = templates().get_template("page.html.j2")
+    return template.render(
+        board=leaderboard,
+        heading=leaderboard.title or leaderboard.benchmark,
+        tables=tables,
+        scores=_score_names(leaderboard.rows),
+        models=[model_cells(model) for model in leaderboard.models],
+        model_columns=MODEL_COLUMNS,
+        legend=LEGEND,
+        facts=_facts(leaderboard, found),
+        provenance=_provenance(leaderboard.provenance),
+        gallery=gallery,
+        arrival=[] if gallery is None else _arrival(gallery, keys, _favourites(tables)),
+        csv=_base64(render_csv(leaderboard).encode()),
+        data=_json(_board_data(tables) | ({} if gallery is None else _gallery_data(gallery, keys))),
+        style=style,
+        script=script,
+        style_digest=digest(style),
+        script_digest=digest(script),
     )
 
 
@@ -194,7 +192,39 @@ def _provenance(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _board_data(tables: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what the script must know of the rankings; the text of their rows stands in the HTML."""
-    return {"boards": [[[row["scores"], row["random"]] for row in table["rows"]] for table in tables]}
+    return {
+        "boards": [[[row["scores"], row["random"]] for row in table["rows"]] for table in tables],
+        "favourites": _favourites(tables),
+    }
+
+
+def _favourites(tables: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the rows that the page first compares: the best of the first ranking, and three further down.
+
+    Each is of another explainer.
+    """
+    best: dict[str, str] = {}
+    for table in tables:
+        for row in table["rows"]:
+            if row["panel"] and not row["control"]:
+                best.setdefault(row["explainer"], row["panel"])
+        if best:
+            break
+    panels = list(best.values())
+    return list(dict.fromkeys(panels[quarter * len(panels) // 4] for quarter in range(4) if panels))
+
+
+def _arrival(
+    gallery: Gallery, keys: Mapping[tuple[str, str, str], str], favourites: Iterable[str]
+) -> list[int]:
+    """Return the order of the images' blocks: first come those that the page first shows, the most disputed.
+
+    A large page is used long before it has arrived as a whole.
+    """
+    chosen = set(favourites)
+    shown = [p.iou for p in gallery.panels if keys[p.row.model, p.row.explainer, p.row.selection] in chosen]
+    scores = np.nan_to_num(np.array(shown or [np.zeros(len(gallery.pictures))]))
+    return [int(i) for i in np.argsort(-np.ptp(scores, axis=0), kind="stable")]
 
 
 def _gallery_data(gallery: Gallery, keys: Mapping[tuple[str, str, str], str]) -> dict[str, Any]:

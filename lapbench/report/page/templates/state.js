@@ -93,7 +93,7 @@ function readAddress() {
   const words = new URLSearchParams(location.hash.slice(1));
   const image = images.findIndex((one) => one.id === words.get("image"));
   const named = (words.get("rows") ?? "").split(" ").filter((key) => panelOf.has(key));
-  const chosen = named.length ? [...new Set(named)].slice(0, MOST) : favourites();
+  const chosen = named.length ? [...new Set(named)].slice(0, MOST) : data.favourites;
   const cuts = {};
   for (const word of (words.get("at") ?? "").split(" ")) {
     const [key, value] = word.split(":");
@@ -111,17 +111,6 @@ function readAddress() {
     board: Math.max(0, Math.min(parseInt(words.get("board")) || 0, data.boards.length - 1)),
     image: image < 0 ? null : image,
   };
-}
-
-// The best row of the first ranking and three further down, each of another explainer.
-function favourites() {
-  const best = new Map();
-  for (const line of findAll("[data-board='0'] tr[data-panel]:not(.control)")) {
-    const panel = panelOf.get(line.dataset.panel);
-    if (!best.has(panel.explainer)) best.set(panel.explainer, panel.key);
-  }
-  const keys = [...best.values()];
-  return [...new Set([0, 1, 2, 3].map((quarter) => keys[Math.floor((quarter * keys.length) / 4)]))].filter(Boolean);
 }
 
 function nearest(values, wanted) {
