@@ -6,11 +6,15 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lapbench.report.results import Curve, Selection
+from lapbench.benchmark import Protocol
+from lapbench.pipeline.rows import ScoredRow
+from lapbench.report.results import Curve, Estimate, Selection
+from lapbench.report.statistics import bootstrap_means
 from lapbench.score import BoxSweep, ImageScores, Localisation, iou_by_size
 from lapbench.score.sweep import THRESHOLDS
 
 Scores: TypeAlias = npt.NDArray[np.float64]
+RowKey: TypeAlias = tuple[str, str, str, bool]
 
 _DECIMALS = 6
 
@@ -50,6 +54,29 @@ def of_boxes(sweeps: Sequence[BoxSweep]) -> dict[str, Scores]:
 def of_all_images(outcomes: Sequence[Localisation]) -> dict[str, float]:
     """Return the scores that only a whole data set has, by name, as means over seeds: PxAP."""
     return {"pxap": float(np.mean([outcome.sweep.pixel_average_precision for outcome in outcomes]))}
+
+
+def randomisation_drops(rows: Sequence[ScoredRow], protocol: Protocol) -> dict[RowKey, Estimate]:
+    """Return what rows lose in IoU when the network's weights are random, by the key of the trained row.
+
+    An explainer that loses nothing does not explain the network (Adebayo et al., "Sanity Checks for Saliency
+    Maps", 2018). The mean of IoU(trained) − IoU(random) over images, with its interval.
+    """
+    images = {scored.row.key: scored.images for scored in rows if scored.images is not None}
+    pairs = {
+        key: (own, other)
+        for key, own in images.items()
+        if not own.randomised and (other := images.get((*key[:3], True))) and other.ids == own.ids
+    }
+    tables = [
+        np.array(own.scores["iou"], np.float64) - np.array(other.scores["iou"], np.float64)
+        for own, other in pairs.values()
+    ]
+    intervals = bootstrap_means(tables, confidence=protocol.confidence, resamples=protocol.resamples)
+    return {
+        key: Estimate(mean=found.mean, ci_low=found.low, ci_high=found.high)
+        for key, found in zip(pairs, intervals, strict=True)
+    }
 
 
 def curves(

@@ -10,10 +10,11 @@ from lapbench import benchmark as definition
 from lapbench.digest import digest_of, digest_of_file, plain
 from lapbench.pipeline.explaining import read_logits
 from lapbench.pipeline.job import Job, Subject
+from lapbench.pipeline.measures import randomisation_drops
 from lapbench.pipeline.pictures import draw_pictures
 from lapbench.pipeline.rows import ScoredRow
 from lapbench.pipeline.scoring import scored_rows
-from lapbench.report import Leaderboard, ModelSummary, Row, write_image_scores, write_report
+from lapbench.report import Estimate, Leaderboard, ModelSummary, Row, write_image_scores, write_report
 from lapbench.train.evaluation import metrics
 
 
@@ -22,13 +23,14 @@ def report(job: Job) -> Leaderboard:
     out = job.workspace.out
     models = {model.name: _summary(job, model) for model in job.benchmark.models}
     found = [scored for row in job.rows() for scored in scored_rows(job, row)]
+    drops = randomisation_drops(found, job.benchmark.protocol)
     leaderboard = Leaderboard(
         benchmark=job.benchmark.name,
         benchmark_version=job.benchmark.version,
         title=job.benchmark.title,
         confidence=job.benchmark.protocol.confidence,
         models=tuple(models.values()),
-        rows=tuple(_finished(job, scored, models) for scored in found),
+        rows=tuple(_finished(job, scored, models, drops.get(scored.row.key)) for scored in found),
         provenance=_provenance(job),
     )
     images = {scored.row.key: scored.images for scored in found if scored.images is not None}
@@ -37,13 +39,18 @@ def report(job: Job) -> Leaderboard:
     return written
 
 
-def _finished(job: Job, scored: ScoredRow, models: dict[str, ModelSummary]) -> Row:
-    """Write the image scores of a row, and let the row say where they are and what its model can do."""
+def _finished(job: Job, scored: ScoredRow, models: dict[str, ModelSummary], drop: Estimate | None) -> Row:
+    """Write the image scores of a row, and let the row say where they are and what its model can do.
+
+    drop: what it loses on random weights, where that is known.
+    """
     row, update = scored.row, dict[str, Any]()
     if scored.images is not None:
         update["image_scores"] = write_image_scores(job.workspace.out, scored.images)
     if row.model in models and not row.randomised:
         update["model_accuracy"] = models[row.model].accuracy
+    if drop is not None:
+        update["measures"] = {**row.measures, "randomisation_drop": drop}
     return row.model_copy(update=update)
 
 

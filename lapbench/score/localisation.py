@@ -161,7 +161,7 @@ def localise(
             found.pointing[i], found.energy[i] = _hit_of_ranked(pixels), _share(pixels)
             counted = normal[i] if ignore is None else np.where(ignore[i], -math.inf, normal[i])
             found.tolerant_pointing[i] = _near(counted, masks[i], tolerance, found.pointing[i])
-            found.sweep.record(i, pixels.ranked, orientation)
+            found.sweep.record(i, pixels, orientation)
     if "native" not in selections or native_threshold is None:
         return found
     native = iou_by_threshold(upsample(maps, size, mode), masks, native_threshold, ignore=ignore)

@@ -48,10 +48,14 @@ class Ranked:
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """The pixels of one map that count, in row-major order: values (N,), and inside (N,) the truth."""
+    """The pixels of one map that count, in row-major order: values (N,), and inside (N,) the truth.
+
+    whole: (≥ N,) all pixels of the map, whose range decides its scale.
+    """
 
     values: Array
     inside: MaskArray
+    whole: Array
 
     @cached_property
     def area(self) -> int:
@@ -64,9 +68,16 @@ class Pixels:
         return float(self.values.min()), float(self.values.max())
 
     @property
+    def scale(self) -> tuple[float, float]:
+        """The lowest and the highest value of the whole map."""
+        if self.whole is self.values:
+            return self.extremes
+        return float(self.whole.min()), float(self.whole.max())
+
+    @property
     def failed(self) -> bool:
         """Whether the map holds NaN or infinity."""
-        return not (math.isfinite(self.extremes[0]) and math.isfinite(self.extremes[1]))
+        return not all(math.isfinite(end) for end in self.scale)
 
     @property
     def flat(self) -> bool:
@@ -116,7 +127,7 @@ def images(maps: Array, masks: MaskArray, ignore: MaskArray | None = None) -> It
         raise ScoreError(f"maps {maps.shape} have no pixels")
     if ignore is None:
         for values, inside in zip(maps.reshape(len(maps), size), masks.reshape(len(maps), size), strict=True):
-            yield Pixels(values, inside)
+            yield Pixels(values, inside, values)
         return
     check_masks(ignore)
     if ignore.shape != masks.shape:
@@ -124,7 +135,7 @@ def images(maps: Array, masks: MaskArray, ignore: MaskArray | None = None) -> It
     for number, (image, mask, out) in enumerate(zip(maps, masks, ignore, strict=True)):
         if out.all():
             raise ScoreError(f"image {number} is ignored as a whole: leave it out")
-        yield Pixels(image[~out], mask[~out])
+        yield Pixels(image[~out], mask[~out], image)
 
 
 def count(pixels: MaskArray) -> int:

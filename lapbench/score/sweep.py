@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lapbench.errors import ScoreError
-from lapbench.score.pixels import Ranked, images
+from lapbench.score.pixels import Pixels, Ranked, images
 from lapbench.types import Array, IntArray, MaskArray
 
 Scores: TypeAlias = npt.NDArray[np.float64]
@@ -75,12 +75,13 @@ class Sweep:
         true, false = np.zeros((2, len(EDGES)), np.int64)
         return cls(oracle, auc, by_threshold, true, false)
 
-    def record(self, i: int, ranked: Ranked, orientation: Literal[1, -1] = 1) -> None:
+    def record(self, i: int, pixels: Pixels, orientation: Literal[1, -1] = 1) -> None:
         """Enter image i, which has truth and a finite map."""
+        ranked = pixels.ranked
         self.oracle[i] = best_iou(ranked, orientation)
         self.auc[i] = area_under_curve(ranked)
         self.by_threshold[i] = iou_at(ranked, THRESHOLDS, orientation)
-        true, selected = _at_or_above_edges(ranked)
+        true, selected = _at_or_above_edges(ranked, *pixels.scale)
         self.true[:] += true
         self.false[:] += selected - true
 
@@ -96,7 +97,7 @@ def sweep_thresholds(
     found = Sweep.empty(len(maps))
     for i, pixels in enumerate(images(maps, masks, ignore)):
         if pixels.scorable:
-            found.record(i, pixels.ranked, orientation)
+            found.record(i, pixels, orientation)
     return found
 
 
@@ -155,15 +156,15 @@ def iou_by_size(iou: Scores, area: IntArray, bins: int = 5) -> tuple[Scores, Sco
     return means[:, 0], means[:, 1], np.array([len(group) for group in groups], np.int64)
 
 
-def _at_or_above_edges(ranked: Ranked) -> tuple[IntArray, IntArray]:
+def _at_or_above_edges(ranked: Ranked, low: float, high: float) -> tuple[IntArray, IntArray]:
     """Return the pixels of the truth, and all pixels, at or above each of `EDGES`.
 
     The map is brought to [0, 1] as wsolevaluation brings it: less its minimum, by what is then its maximum;
     a flat map is 0.
     """
     values = ranked.values.astype(np.float64)
-    values -= values[0]
-    if values[-1] > 0:
-        values /= values[-1]
+    values -= low
+    if high > low:
+        values /= high - low
     first = values.searchsorted(EDGES)
     return len(ranked.inside) - ranked.inside.searchsorted(first), len(values) - first

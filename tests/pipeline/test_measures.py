@@ -59,15 +59,31 @@ def test_rows_hold_their_means_and_intervals(material):
     rows, maps, masks, scores = material
     for selection, row in rows.items():
         tables = scores(row)
-        assert set(row.measures) - {"pxap"} == set(tables) - {"iou", "pointing_game", "energy"}
+        assert set(row.measures) - {"pxap", "randomisation_drop"} == set(tables) - {
+            "iou",
+            "pointing_game",
+            "energy",
+        }
         for name, estimate in row.measures.items():
             if name == "pxap":
                 wanted = reference.pixel_average_precision(maps, masks)
                 assert estimate.mean == pytest.approx(wanted, abs=1e-9) and estimate.ci_low is None
-            else:
+            elif name != "randomisation_drop":
                 assert estimate.mean == pytest.approx(np.mean(tables[name]), abs=1e-12)
                 assert estimate.ci_low <= estimate.mean <= estimate.ci_high
         assert ("oracle_iou" in row.measures) == (selection == "threshold")
+
+
+def test_rows_tell_what_they_lose_on_random_weights(finished):
+    rows = {row.key: row for row in finished.board.rows}
+    partners = {key: rows[*key[:3], True] for key in rows if (*key[:3], True) in rows and not key[3]}
+    assert len(partners) >= 10
+    for key, random in partners.items():
+        drop = rows[key].measures["randomisation_drop"]
+        assert drop.mean == pytest.approx(rows[key].mean - random.mean, abs=1e-12)
+        assert drop.ci_low <= drop.mean <= drop.ci_high
+    for key in rows.keys() - partners.keys():
+        assert "randomisation_drop" not in rows[key].measures
 
 
 def test_curves_are_means_over_images(material):

@@ -146,6 +146,17 @@ def test_ignored_pixels_are_as_if_they_were_not_there():
     assert np.array_equal(whole.sweep.true, part.sweep.true)
 
 
+def test_the_scale_of_a_map_is_that_of_its_ignored_pixels_too():
+    """The evaluator of PxAP brings a map to [0, 1] before it leaves pixels out."""
+    maps = np.array([[[0.25, 0.5, 1.0, 0.0]]], np.float32)
+    masks = np.array([[[False, True, False, False]]])
+    found = sweep_thresholds(maps, masks, ignore=np.array([[[False, False, True, True]]]))
+    assert found.true[500] == 1 and found.true[501] == 0
+    assert found.false[250] == 1 and found.false[251] == 0
+    maps[0, 0, 2] = np.inf  # a map is broken wherever it is
+    assert math.isnan(sweep_thresholds(maps, masks, ignore=~masks).oracle[0])
+
+
 def test_regions_to_ignore_must_fit_and_leave_something():
     maps, masks = some(2)
     with pytest.raises(ScoreError, match="must have the shape of the masks"):
