@@ -50,6 +50,7 @@ class Shown:
 
     rows: by a fitted threshold, by its own, or by top-k where it has neither. grids: of thresholds, one a
     row. levels_grid: of the normalised maps, as the page holds them. orientation: of the fitted threshold.
+    tried: the raw maps of a few images.
     """
 
     source: RowSource
@@ -57,6 +58,7 @@ class Shown:
     grids: tuple[Numbers, ...]
     levels_grid: Numbers
     orientation: Literal[1, -1]
+    tried: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +172,7 @@ def _shown(job: Job, row: RowSource, rows: tuple[ScoredRow, ...]) -> Shown:
         threshold_grid(raw, scored.row.threshold) if scored.row.selection == "native" else levels_grid
         for scored in rows
     ]
-    return Shown(row, rows, tuple(grids), levels_grid, fits[0]["orientation"])
+    return Shown(row, rows, tuple(grids), levels_grid, fits[0]["orientation"], maps)
 
 
 def _brought_to_size(job: Job, row: RowSource, maps: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -209,13 +211,12 @@ def _fit(job: Job, everything: Sequence[Shown]) -> tuple[tuple[int, int], int]:
     """Return the size of the maps on the page, and which images it shows: every how many-th."""
     block, tried = job.blocks("score")[0], _tried(job)
     samples = [job.dataset[block.split][i] for i in block.indices[tried]]
-    maps = [_maps(job, shown.source, block)[tried] for shown in everything]
     n = sum(len(block.indices) for block in job.blocks("score"))
     height, width = job.benchmark.data.image_size
     longer = max(height, width)
     for side in (longer, *(side for side in SIDES if side < longer)):
         size = (max(1, height * side // longer), max(1, width * side // longer))
-        parts = [_part(job, s, own, samples, size) for s, own in zip(everything, maps, strict=True)]
+        parts = [_part(job, shown, shown.tried, samples, size) for shown in everything]
         pictures = _pictures(job, samples, parts, range(len(samples)))
         needed = sum(len(p.block) + len(p.image) * 4 / 3 for p in pictures) * n / len(samples)
         if needed <= BUDGET:
