@@ -234,6 +234,7 @@ class Protocol(Table):
     averaging: Literal["per-image", "pooled"] = "per-image"  # open
     pointing_tolerance: NonNegativeFloat = 0.03  # of the longer side: 15 pixels of 500 (Zhang et al., 2018)
     box_accuracy: bool = False  # MaxBoxAcc and MaxBoxAccV2: 5 to 200 ms a map, where all else takes 1
+    deletion_steps: PositiveInt | None = None  # of insertion and deletion, each two passes for every map
     randomised_weights: bool = True  # show every explainer on a network with random weights, too
     completeness_bound: PositiveFloat = 0.01  # of |f(x) − f(baseline)|; a row above it says so
     confidence: Fraction = 0.95

@@ -11,6 +11,7 @@ from lapbench.pipeline.rows import ScoredRow
 from lapbench.report.results import Curve, Estimate, Selection
 from lapbench.report.statistics import bootstrap_means
 from lapbench.score import BoxSweep, ImageScores, Localisation, iou_by_size
+from lapbench.score.faithfulness import Faithfulness
 from lapbench.score.sweep import THRESHOLDS
 
 Scores: TypeAlias = npt.NDArray[np.float64]
@@ -49,6 +50,30 @@ def of_boxes(sweeps: Sequence[BoxSweep]) -> dict[str, Scores]:
         "max_box_acc": np.stack([sweep.hits() for sweep in sweeps]),
         "max_box_acc_v2": np.stack([sweep.hits_v2() for sweep in sweeps]).round(_DECIMALS),
     }
+
+
+def of_networks(found: Sequence[Faithfulness]) -> dict[str, Scores]:
+    """Return the areas under the deletion and the insertion curve of every image, (seeds, images) each."""
+    if not found:
+        return {}
+    return {
+        "deletion_auc": np.stack([one.deletion_auc for one in found]).round(_DECIMALS),
+        "insertion_auc": np.stack([one.insertion_auc for one in found]).round(_DECIMALS),
+    }
+
+
+def faithfulness_curves(found: Sequence[Faithfulness]) -> dict[str, Curve]:
+    """Return the mean deletion and insertion curve, by the share of pixels that is replaced."""
+    tables = {
+        "deletion": np.array([one.deletion for one in found]),
+        "insertion": np.array([one.insertion for one in found]),
+    }
+    means = {
+        name: table[:, np.isfinite(table).all(axis=(0, 2))].mean(axis=(0, 1))
+        for name, table in tables.items()
+        if table.size and np.isfinite(table).all(axis=(0, 2)).any()
+    }
+    return {name: _curve(found[0].fractions, mean) for name, mean in means.items()}
 
 
 def of_all_images(outcomes: Sequence[Localisation]) -> dict[str, float]:

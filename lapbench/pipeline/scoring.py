@@ -12,6 +12,7 @@ from lapbench.digest import plain
 from lapbench.errors import StoreError
 from lapbench.pipeline import measures
 from lapbench.pipeline.explaining import read_logits
+from lapbench.pipeline.faithfulness import faithfulness, network_of
 from lapbench.pipeline.job import Block, Job, Purpose, RowSource, Source
 from lapbench.pipeline.rows import ScoredRow, missing_rows, read_row, write_row
 from lapbench.pipeline.samples import Samples
@@ -35,6 +36,7 @@ from lapbench.score import (
     sweep_boxes,
 )
 from lapbench.score import ImageScores as Selected
+from lapbench.score.faithfulness import Faithfulness
 from lapbench.store import Shard
 from lapbench.types import FloatArray, MaskArray
 
@@ -48,14 +50,14 @@ CONTROLS = "no network"
 class Outcome:
     """What one seed of a row gave: its threshold, the scores of its images, and its diagnostics.
 
-    boxes: those of all thresholds, where the protocol asks for them. resolution: rows and columns of the raw
-    maps.
+    boxes, faithfulness: where the protocol asks for them. resolution: rows and columns of the raw maps.
     """
 
     source: Source
     fit: ThresholdFit
     scores: Localisation
     boxes: BoxSweep | None
+    faithfulness: Faithfulness | None
     completeness_error: Scores | None
     resolution: tuple[int, int]
 
@@ -121,6 +123,7 @@ def _score(job: Job, row: RowSource, samples: Samples) -> Iterator[ScoredRow]:
             "energy": np.stack([outcome.scores.energy for outcome in outcomes]),
             **measures.by_image(selection, [outcome.scores for outcome in outcomes]),
             **measures.of_boxes([outcome.boxes for outcome in outcomes if outcome.boxes]),
+            **measures.of_networks([outcome.faithfulness for outcome in outcomes if outcome.faithfulness]),
         }
         yield ScoredRow(
             row=_row(job, row, selection, outcomes, tables),
@@ -145,29 +148,16 @@ def _outcome(job: Job, source: Source, samples: Samples, kept: MaskArray) -> Out
     """
     protocol, spec = job.benchmark.protocol, source.spec
 
-    def normalised() -> Iterator[tuple[FloatArray, MaskArray]]:
-        for block, shard in _shards(job, source, "fit"):
-            masks = samples.masks(block)
-            size = (masks.shape[1], masks.shape[2])
-            yield (
-                normalise(shard.maps, size, mode=spec.upsample, sign=protocol.sign, order=protocol.order),
-                masks,
-            )
-
-    fit = fit_threshold(
-        normalised(),
-        method=protocol.threshold_fit,
-        orientation=protocol.orientation,
-        images=protocol.fit_images,
-    )
-    parts, boxes, errors, resolution, start = [], [], [], (0, 0), 0
+    fit = _fit(job, source, samples)
+    network = network_of(job, source)
+    parts, boxes, curves, errors, resolution, start = [], [], [], [], (0, 0), 0
     for block, shard in _shards(job, source, "score"):
         counted = kept[start : (start := start + len(block.indices))]
-        masks = samples.masks(block)[counted]
+        masks, raw = samples.masks(block)[counted], shard.maps[counted]
         resolution = (shard.maps.shape[1], shard.maps.shape[2])
         parts.append(
             localise(
-                shard.maps[counted],
+                raw,
                 masks,
                 selections=protocol.selections,
                 threshold=fit.threshold,
@@ -179,22 +169,45 @@ def _outcome(job: Job, source: Source, samples: Samples, kept: MaskArray) -> Out
                 tolerance=protocol.pointing_tolerance * max(job.benchmark.data.image_size),
             )
         )
+        maps = _normalised(job, source, raw, masks) if protocol.box_accuracy or network else raw
         if protocol.box_accuracy:
             truth = [own for own, counts in zip(samples.boxes(block), counted, strict=True) if counts]
-            size = (masks.shape[1], masks.shape[2])
-            maps = normalise(
-                shard.maps[counted], size, mode=spec.upsample, sign=protocol.sign, order=protocol.order
-            )
             boxes.append(sweep_boxes(maps, truth))
+        if network:
+            curves.append(faithfulness(job, network, samples, block, shard, maps, counted))
         errors += [shard.diagnostics[name] for name in ("completeness_error",) if name in shard.diagnostics]
     return Outcome(
-        source,
-        fit,
-        Localisation.join(parts),
-        BoxSweep.join(boxes) if boxes else None,
-        np.concatenate(errors) if errors else None,
-        resolution,
+        source=source,
+        fit=fit,
+        scores=Localisation.join(parts),
+        boxes=BoxSweep.join(boxes) if boxes else None,
+        faithfulness=Faithfulness.join(curves) if curves else None,
+        completeness_error=np.concatenate(errors) if errors else None,
+        resolution=resolution,
     )
+
+
+def _fit(job: Job, source: Source, samples: Samples) -> ThresholdFit:
+    """Fit the threshold of one source on the fitting split."""
+
+    def normalised() -> Iterator[tuple[FloatArray, MaskArray]]:
+        for block, shard in _shards(job, source, "fit"):
+            masks = samples.masks(block)
+            yield _normalised(job, source, shard.maps, masks), masks
+
+    protocol = job.benchmark.protocol
+    return fit_threshold(
+        normalised(),
+        method=protocol.threshold_fit,
+        orientation=protocol.orientation,
+        images=protocol.fit_images,
+    )
+
+
+def _normalised(job: Job, source: Source, maps: FloatArray, masks: MaskArray) -> FloatArray:
+    """Bring the maps of a source to the size of their masks, and divide them by their maxima."""
+    protocol, size = job.benchmark.protocol, (masks.shape[1], masks.shape[2])
+    return normalise(maps, size, mode=source.spec.upsample, sign=protocol.sign, order=protocol.order)
 
 
 def _shards(job: Job, source: Source, purpose: Purpose) -> Iterator[tuple[Block, Shard]]:
@@ -277,7 +290,10 @@ def _row(
             **{name: _estimate(interval) for name, interval in found.items() if name != "iou"},
             **{name: Estimate(mean=mean) for name, mean in measures.of_all_images(scores).items()},
         },
-        curves=measures.curves(selection, scores, tables["iou"], math.prod(job.benchmark.data.image_size)),
+        curves={
+            **measures.curves(selection, scores, tables["iou"], math.prod(job.benchmark.data.image_size)),
+            **measures.faithfulness_curves([o.faithfulness for o in outcomes if o.faithfulness]),
+        },
         completeness_error=_completeness(job, outcomes),
         cells_per_object=_cells_per_object(job, outcomes[0].resolution),
         seeds=tuple(

@@ -144,7 +144,7 @@ def localise(
     size = (masks.shape[1], masks.shape[2])
     normal = normalise(maps, size, mode=mode, sign=sign, order=order)
     ways: dict[Selection, Select | None] = {
-        "threshold": _above(threshold, orientation),
+        "threshold": _above_of_ranked(threshold, orientation),
         "top-k": _top_k_of_ranked,
     }
     found = Localisation(
@@ -308,6 +308,16 @@ def _above(threshold: float, orientation: Literal[1, -1]) -> Select | None:
     return None if math.isnan(threshold) else select
 
 
+def _above_of_ranked(threshold: float, orientation: Literal[1, -1]) -> Select | None:
+    """Do the same where the pixels are to be put in order anyway."""
+
+    def select(pixels: Pixels) -> tuple[int, int, float]:
+        selected, common = pixels.ranked.beyond(np.asarray(threshold), orientation)
+        return int(selected), int(common), 0.0
+
+    return None if math.isnan(threshold) else select
+
+
 def _top_k(pixels: Pixels) -> tuple[int, int, float]:
     """Select the k highest pixels; of those that tie at the cut the first."""
     return _cut_at(_kth_largest(pixels.values, pixels.area), pixels)
@@ -385,7 +395,9 @@ def _near(values: Array, mask: MaskArray, tolerance: float, hit: float) -> float
     """
     if tolerance <= 0 or not hit < 1:
         return hit
-    rows, columns = np.divmod(np.flatnonzero(values == values.max()), values.shape[1])
+    first = int(values.argmax())
+    peaks = first + np.flatnonzero(values.ravel()[first:] == values.ravel()[first])
+    rows, columns = np.divmod(peaks, values.shape[1])
     reach = math.ceil(tolerance)
     top, left = max(rows.min() - reach, 0), max(columns.min() - reach, 0)
     window = mask[top : rows.max() + reach + 1, left : columns.max() + reach + 1]
@@ -401,7 +413,9 @@ def _near(values: Array, mask: MaskArray, tolerance: float, hit: float) -> float
 
 def _share(pixels: Pixels) -> float:
     """Return the share of the positive part that lies in the truth."""
-    positive = np.maximum(pixels.values, pixels.values.dtype.type(0))
+    positive = pixels.values
+    if pixels.extremes[0] < 0:
+        positive = np.maximum(positive, positive.dtype.type(0))
     total = positive.astype(np.float64).sum()
     if not total > 0:
         return math.nan

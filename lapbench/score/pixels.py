@@ -92,27 +92,33 @@ class Pixels:
     @cached_property
     def ranked(self) -> Ranked:
         """The pixels in order."""
-        return rank(self.values, self.inside)
+        return rank(self.values, self.inside, *self.extremes)
 
 
-def rank(values: Array, inside: MaskArray) -> Ranked:
+def rank(values: Array, inside: MaskArray, low: float, high: float) -> Ranked:
     """Put the finite values (N,) of a map in order, and find the truth (N,) bool among them.
 
-    One sort is all that it takes: whether a pixel is in the truth travels as the last bit of its value. A
-    float32 in (−2, 2), as normalised maps hold them, leaves room for it in 32 bits, which sort fastest.
+    low, high: the extremes of the values. One sort is all that it takes: whether a pixel is in the truth
+    travels as the last bit of its value. A float32 in (−2, 2), as normalised maps hold them, leaves room for
+    it in 32 bits, which sort fastest.
     """
     if values.dtype != np.float32:
         order = np.lexsort((inside, values))
         return _ranked(values[order], inside[order])
-    keys = _swap(values + np.float32(0))  # there is no −0, which equals 0 and has other bits
-    if not (values.min() > -2 and values.max() < 2):
+    keys = (values + np.float32(0)).view(np.int32)  # without −0, which equals 0 and has other bits
+    if low < 0:
+        _swap(keys)
+    if low <= -2 or high >= 2:
         keys = keys.astype(np.int64)
     keys <<= 1
     keys |= inside.astype(keys.dtype)
     keys.sort()
     flags = (keys & 1).astype(np.bool_)
     keys >>= 1
-    return _ranked(_swap(keys.astype(np.int32, copy=False)).view(np.float32), flags)
+    keys = keys.astype(np.int32, copy=False)
+    if low < 0:
+        _swap(keys)
+    return _ranked(keys.view(np.float32), flags)
 
 
 def images(maps: Array, masks: MaskArray, ignore: MaskArray | None = None) -> Iterator[Pixels]:
@@ -166,11 +172,9 @@ def check_stacks(maps: Array, masks: Array) -> None:
         )
 
 
-def _swap(numbers: Array) -> Array:
+def _swap(bits: Array) -> None:
     """Turn the bits of float32 into whole numbers in the same order, or those back into bits, in place."""
-    bits = numbers.view(np.int32)
     bits ^= (bits >> 31) & np.int32(2**31 - 1)
-    return bits
 
 
 def _not_above(thresholds: Array, dtype: np.dtype[Any]) -> Array:
@@ -182,7 +186,8 @@ def _not_above(thresholds: Array, dtype: np.dtype[Any]) -> Array:
 
 def _ranked(values: Array, flags: MaskArray) -> Ranked:
     same = np.flatnonzero(values[1:] == values[:-1])
-    breaks = np.flatnonzero(np.diff(same) > 1)
-    starts = same[np.r_[0, breaks + 1]] if same.size else same
-    ends = same[np.r_[breaks, -1]] + 2 if same.size else same
+    alone = same[1:] - same[:-1] > 1
+    starts, ends = same[:1], same[-1:] + 2
+    if alone.any():
+        starts, ends = np.append(starts, same[1:][alone]), np.append(same[:-1][alone] + 2, ends)
     return Ranked(values, np.flatnonzero(flags), starts, ends)

@@ -119,10 +119,11 @@ def best_iou(ranked: Ranked, orientation: Literal[1, -1] = 1) -> float:
     held = high > low
     low, high, starts = low[held], high[held], starts[held]
     if low.size:
-        steps = np.zeros(k + 1, np.int64)
-        steps[low] += 1
-        steps[high] -= 1
-        iou[np.cumsum(steps[:-1]) > 0] = 0
+        if (high - low > 1).any():
+            steps = np.zeros(k + 1, np.int64)
+            steps[low] += 1
+            steps[high] -= 1
+            iou[np.cumsum(steps[:-1]) > 0] = 0
         iou[low] = common[low] / (n + k - starts - common[low])
     return float(iou.max())
 
@@ -163,8 +164,9 @@ def _at_or_above_edges(ranked: Ranked, low: float, high: float) -> tuple[IntArra
     a flat map is 0.
     """
     values = ranked.values.astype(np.float64)
-    values -= low
-    if high > low:
+    if low != 0:
+        values -= low
+    if high > low and high - low != 1:
         values /= high - low
     first = values.searchsorted(EDGES)
     return len(ranked.inside) - ranked.inside.searchsorted(first), len(values) - first

@@ -1,15 +1,19 @@
 """What rows tell beside IoU, recomputed from the stored maps."""
 
 import math
+from dataclasses import astuple
+from itertools import pairwise
 from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from score import reference
 from sklearn.metrics import roc_auc_score
 
 from lapbench import pipeline
 from lapbench.pipeline import measures
+from lapbench.pipeline.networks import load_network
 from lapbench.pipeline.samples import Samples
 from lapbench.pipeline.scoring import scored_rows
 from lapbench.report import read_image_scores
@@ -108,11 +112,7 @@ def test_box_accuracy_is_there_where_the_protocol_asks_for_it(copied, finished):
     text = tiny.with_protocol(tiny.with_explainers(tiny.DEFINITION, "grad_cam", "oracle"), box_accuracy=True)
     job = tiny.job(tiny.write_definition(copied, text=text), copied)
     assert pipeline.explain(job) == [] and pipeline.score(job) == []
-    found = {
-        row.key: scored_rows(job, row_source)[0]
-        for row_source in job.rows()
-        for row in [scored_rows(job, row_source)[0].row]
-    }
+    found = {scored.row.key: scored for source in job.rows() for scored in scored_rows(job, source)}
     own = next(row for row in job.rows() if row.explainer.name == "grad_cam" and row.model.name == "plain")
     [block] = job.blocks("score")
     samples = Samples(job)
@@ -129,6 +129,39 @@ def test_box_accuracy_is_there_where_the_protocol_asks_for_it(copied, finished):
     assert all("max_box_acc" not in row.measures for row in finished.board.rows)
 
 
+def test_insertion_and_deletion_are_there_where_the_protocol_asks_for_them(copied, finished):
+    text = tiny.with_protocol(tiny.with_explainers(tiny.DEFINITION, "grad_cam", "random"), deletion_steps=4)
+    job = tiny.job(tiny.write_definition(copied, text=text), copied)
+    assert pipeline.explain(job) == [] and pipeline.score(job) == []
+    found = {scored.row.key: scored for source in job.rows() for scored in scored_rows(job, source)}
+    own = next(row for row in job.rows() if row.explainer.name == "grad_cam" and row.model.name == "plain")
+    [block] = job.blocks("score")
+    samples, shard = Samples(job), job.store.read(*job.map_key(own.sources[0], block))
+    images, maps = samples.images(block), normalise(shard.maps, (32, 32))
+    network = load_network(job, own.sources[0].subject)
+
+    scored = found["plain", "Grad-CAM", "top-k", False]
+    for i in (0, 7):
+        order = np.argsort(-maps[i].ravel(), kind="stable")
+        fall, rise = [], []
+        for step in range(5):
+            gone = np.zeros(32 * 32, bool)
+            gone[order[: 256 * step]] = True
+            gone = torch.from_numpy(gone.reshape(32, 32))
+            for answers, image in ((fall, images[i] * ~gone), (rise, images[i] * gone)):
+                with torch.no_grad():
+                    answers.append(float(network(image[None]).double().softmax(1)[0, shard.targets[i]]))
+        for name, curve in (("deletion_auc", fall), ("insertion_auc", rise)):
+            area = sum(a + b for a, b in pairwise(curve)) / 8
+            assert scored.images.scores[name][0][i] == pytest.approx(area, abs=1e-5)
+    curve = scored.row.curves["deletion"]
+    assert curve.x == (0, 0.25, 0.5, 0.75, 1)
+    assert scored.row.curves["insertion"].y[-1] == pytest.approx(curve.y[0], abs=1e-5)
+    mean = scored.row.measures["deletion_auc"].mean
+    assert mean == pytest.approx((sum(curve.y) - (curve.y[0] + curve.y[-1]) / 2) / 4, abs=1e-5)
+    assert "deletion_auc" not in found["no network", "Random", "top-k", False].row.measures
+
+
 def test_images_without_boxes_have_those_of_their_masks(finished):
     job = tiny.job(finished.definition, finished.folder)
     [block] = job.blocks("score")
@@ -138,15 +171,7 @@ def test_images_without_boxes_have_those_of_their_masks(finished):
         from_masks = samples.boxes(block)
     assert [len(boxes) for boxes in from_masks] == [1] * 15
     for (own,), (other,) in zip(annotated, from_masks, strict=True):
-        assert (
-            max(
-                abs(a - b)
-                for a, b in zip(
-                    (own.x0, own.y0, own.x1, own.y1), (other.x0, other.y0, other.x1, other.y1), strict=True
-                )
-            )
-            <= 0.5
-        )
+        assert astuple(own) == pytest.approx(astuple(other), abs=0.5)
 
 
 def test_without_a_scored_image_there_is_no_curve_and_no_number():

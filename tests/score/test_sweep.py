@@ -39,7 +39,7 @@ def some(n=6, size=(11, 7), seed=0):
 @settings(deadline=None, max_examples=80)
 def test_pixels_in_order_are_those_of_a_plain_sort(stack, dtype):
     for image, mask in zip(*stack, strict=True):
-        ranked = rank(image.ravel().astype(dtype), mask.ravel())
+        ranked = rank(image.ravel().astype(dtype), mask.ravel(), image.min(), image.max())
         pixels = sorted(
             (float(v) + 0.0, bool(within)) for v, within in zip(image.ravel(), mask.ravel(), strict=True)
         )
