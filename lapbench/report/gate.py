@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from lapbench.errors import ResultError
 from lapbench.report.baseline import Baseline, BaselineRow
-from lapbench.report.comparison import Comparison, adjusted, compare_all
+from lapbench.report.comparison import Comparison, adjusted, chance, compare_all, mean_difference
 
 State: TypeAlias = Literal["ok", "new", "regressed", "improved", "changed", "missing", "incomparable"]
 PASSING: tuple[State, ...] = ("ok", "new")
@@ -183,7 +183,11 @@ def _compared(
 
 
 def _differences(pairs: Sequence[tuple[BaselineRow, BaselineRow]]) -> list[Comparison]:
-    """Compare rows with their baselines; trainings are a source of chance only where they are others."""
+    """Compare rows with their baselines; trainings are a source of chance only where they are others.
+
+    p-values are of Student's t, for the claim is about means: the signed-rank test would take a skewed
+    difference for one, though its mean is 0.
+    """
     tables = [(new.table, old.table) for old, new in pairs]
     for place, (old, new) in enumerate(pairs):
         if _same(old, new, ("network", "weights")):
@@ -191,7 +195,8 @@ def _differences(pairs: Sequence[tuple[BaselineRow, BaselineRow]]) -> list[Compa
     moved = [place for place, (now, then) in enumerate(tables) if not np.array_equal(now, then)]
     found = [Comparison(now.shape[-1], 0.0, 0.0, 0.0, 1.0, 0.5) for now, _ in tables]
     for place, comparison in zip(moved, compare_all([tables[place] for place in moved]), strict=True):
-        found[place] = comparison
+        p_value = chance(*mean_difference(*tables[place]))
+        found[place] = replace(comparison, p_value=p_value)
     return found
 
 
