@@ -221,7 +221,11 @@ class Explainer(Table):
 
 
 class Protocol(Table):
-    """How maps become scores: the LAP paper's evaluation with its Appendix B; open points are switches."""
+    """How maps become scores: the LAP paper's evaluation with its Appendix B; open points are switches.
+
+    The default of a switch that is added later is what was done before: baselines that do not know it stay
+    comparable.
+    """
 
     target: str = "label"  # the class explained: "label", "predicted", or the name of one class for all
     selections: tuple[Literal["threshold", "top-k", "native"], ...] = ("threshold", "top-k", "native")

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from lapbench.benchmark import Protocol
 from lapbench.errors import ResultError
 from lapbench.report.baseline import Baseline, BaselineRow
 from lapbench.report.comparison import Comparison, adjusted, chance, compare_all, mean_difference
@@ -23,8 +24,18 @@ ORDER: tuple[State, ...] = ("regressed", "improved", "changed", "missing", "inco
 """The order of the table: what fails comes first."""
 SAME_MAPS = 1e-3
 """How far the scores of images may lie apart, on average, where the same maps are claimed."""
-ASIDE = ("averaging", "completeness_bound", "confidence", "randomised_weights", "resamples", "selections")
-"""Settings of the protocol that decide which rows there are and what is said about them, no image's score."""
+ASIDE = (
+    "averaging",
+    "box_accuracy",
+    "completeness_bound",
+    "confidence",
+    "deletion_steps",
+    "pointing_tolerance",
+    "randomised_weights",
+    "resamples",
+    "selections",
+)
+"""Settings of the protocol that decide which rows there are and what else is said of them, no image's IoU."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,8 @@ def _apart(baseline: Baseline, current: Baseline) -> Iterator[str]:
     elif data["digest"] != other["digest"]:
         names = [f"{d.get('name')} {str(d['digest'])[:12]}…" for d in (data, other)]
         yield f"other data: {names[0]} then, {names[1]} now"
-    protocol, new = (_table(side.get("protocol")) for side in (then, now))
+    defaults = Protocol().model_dump(mode="json")  # of settings that are younger than a baseline
+    protocol, new = (defaults | _table(side.get("protocol")) for side in (then, now))
     for name in sorted({*protocol, *new} - {*ASIDE}):
         if protocol.get(name) != new.get(name):
             yield f"protocol.{name}: {protocol.get(name)} then, {new.get(name)} now"

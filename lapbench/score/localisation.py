@@ -384,8 +384,9 @@ def _hit(pixels: Pixels) -> float:
 
 def _hit_of_ranked(pixels: Pixels) -> float:
     """Do the same where the pixels are to be put in order anyway."""
-    peaks, common = pixels.ranked.at_least(pixels.extremes[1])
-    return common / peaks
+    values, inside = pixels.ranked.values, pixels.ranked.inside
+    first = values.searchsorted(values[-1])
+    return float((len(inside) - inside.searchsorted(first)) / (len(values) - first))
 
 
 def _near(values: Array, mask: MaskArray, tolerance: float, hit: float) -> float:

@@ -27,17 +27,17 @@ class Ranked:
 
     def beyond(self, thresholds: Array, orientation: Literal[1, -1] = 1) -> tuple[IntArray, IntArray]:
         """Return the pixels strictly above each threshold (below for −1), and those of them in the truth."""
-        n, k, dtype = len(self.values), len(self.inside), self.values.dtype
+        n, k = len(self.values), len(self.inside)
         if orientation > 0:
-            first = self.values.searchsorted(_not_above(thresholds, dtype), side="right")
+            edges = _not_above(thresholds, self.values.dtype)
+            first = self.values.searchsorted(edges, side="right")
             return n - first, k - self.inside.searchsorted(first)
-        selected = self.values.searchsorted(-_not_above(-thresholds, dtype), side="left")
+        selected = self.first_reaching(thresholds)
         return selected, self.inside.searchsorted(selected)
 
-    def at_least(self, value: float) -> tuple[int, int]:
-        """Return how many pixels are not below a value, and how many of them are in the truth."""
-        first = int(self.values.searchsorted(self.values.dtype.type(value)))
-        return len(self.values) - first, len(self.inside) - int(self.inside.searchsorted(first))
+    def first_reaching(self, thresholds: Array) -> IntArray:
+        """Return the position of the first pixel that is not below each threshold; N for none."""
+        return self.values.searchsorted(-_not_above(-thresholds, self.values.dtype), side="left")
 
     def highest(self, k: int) -> tuple[int, bool]:
         """Return how many of the k highest pixels are in the truth, and whether others equal the last."""
@@ -174,7 +174,9 @@ def check_stacks(maps: Array, masks: Array) -> None:
 
 def _swap(bits: Array) -> None:
     """Turn the bits of float32 into whole numbers in the same order, or those back into bits, in place."""
-    bits ^= (bits >> 31) & np.int32(2**31 - 1)
+    flip = bits >> 31
+    flip &= np.int32(2**31 - 1)
+    bits ^= flip
 
 
 def _not_above(thresholds: Array, dtype: np.dtype[Any]) -> Array:
@@ -185,9 +187,8 @@ def _not_above(thresholds: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _ranked(values: Array, flags: MaskArray) -> Ranked:
-    same = np.flatnonzero(values[1:] == values[:-1])
-    alone = same[1:] - same[:-1] > 1
-    starts, ends = same[:1], same[-1:] + 2
-    if alone.any():
-        starts, ends = np.append(starts, same[1:][alone]), np.append(same[:-1][alone] + 2, ends)
+    repeats = np.zeros(len(values) + 1, np.bool_)  # the pixel before
+    np.equal(values[1:], values[:-1], out=repeats[1:-1])
+    starts = np.flatnonzero(repeats[1:] > repeats[:-1])
+    ends = np.flatnonzero(repeats[1:] < repeats[:-1]) + 1
     return Ranked(values, np.flatnonzero(flags), starts, ends)

@@ -160,6 +160,17 @@ def test_how_intervals_are_drawn_does_not_keep_rows_from_being_compared(tmp_path
     assert judge(old, results(tmp_path / "new", {"a": STEADY}, provenance=quick)).passes
 
 
+def test_a_baseline_older_than_a_setting_had_its_default(tmp_path):
+    settings = PROVENANCE["protocol"]
+    literal = PROVENANCE | {"protocol": settings | {"orientation": "literal", "box_accuracy": False}}
+    above = PROVENANCE | {"protocol": settings | {"orientation": "always-above"}}
+    old = results(tmp_path / "old", {"a": STEADY})
+
+    assert judge(old, results(tmp_path / "new", {"a": STEADY}, provenance=literal)).passes
+    verdict = only(judge(old, results(tmp_path / "other", {"a": STEADY}, provenance=above)))
+    assert verdict.reason == "protocol.orientation: literal then, always-above now"
+
+
 @pytest.mark.parametrize(
     ("ids", "reason"),
     [

@@ -405,6 +405,10 @@ def test_every_number_of_the_leaderboard_is_the_rows(tab, board):
             estimates = [r.mean if name == "iou" else getattr(r, name).mean for r in rows]
             wanted = sorted((f"{value:.3f}" for value in estimates if value is not None), reverse=True)
             assert [text for text in shown_rows(tab) if text != "–"] == wanted
+            beside = [r for r in board.rows if r.selection in selections and r.complete and r.randomised]
+            nets = [r.mean if name == "iou" else getattr(r, name).mean for r in beside]
+            shown = tab.locator(".board:not([hidden]) tbody td.random").all_inner_texts()
+            assert sorted(t for t in shown if t != "–") == sorted(f"{v:.3f}" for v in nets if v is not None)
 
 
 def test_the_slider_gives_the_scores_of_python(tab, job):

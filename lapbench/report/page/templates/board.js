@@ -36,7 +36,7 @@ function drawScores() {
       const [mean, from, to] = scores[state.score] ?? [null, null, null];
       find(".score b", line).textContent = three(mean);
       find(".score small", line).textContent = from == null ? "" : `${three(from)} to ${three(to)}`;
-      find(".random", line).textContent = three(random[state.score]);
+      find("td.random", line).textContent = three(random[state.score]);
       find(".zone", line).setAttribute("width", known.length ? Math.max(0, at(Math.max(...known))) : 0);
       find(".interval", line).setAttribute("d", from == null || mean > high ? "" : `M${at(from)} 5H${at(to)}`);
       find("path.random", line).setAttribute("d", random[state.score] == null ? "" : `M${at(random[state.score])} 5h0`);

@@ -18,8 +18,8 @@ function chart(figure, { from, to, ticks, label, top }) {
     svg.append(draw("text", { x: LEFT - 6, y: y(value) + 4, class: "end" }, value.toFixed(top > 0.25 ? 1 : 2)));
   }
   for (const [value, text] of ticks)
-    svg.append(draw("text", { x: x(value), y: TALL - BOTTOM + 17, class: "middle" }, text));
-  svg.append(draw("text", { x: (LEFT + wide - RIGHT) / 2, y: TALL - 2, class: "middle axis" }, label));
+    svg.append(draw("text", { x: x(value), y: TALL - BOTTOM + 16, class: "middle" }, text));
+  svg.append(draw("text", { x: (LEFT + wide - RIGHT) / 2, y: TALL - 5, class: "middle axis" }, label));
   figure.prepend(svg);
   const back = (across) => from + ((to - from) * (across - LEFT)) / (wide - LEFT - RIGHT);
   return { svg, x, y, back };

@@ -39,7 +39,8 @@ function draw(tag, attributes = {}, ...children) {
 }
 
 function three(value) {
-  return value == null ? "–" : value.toFixed(3).replace("-", "−");
+  if (value == null) return "–";
+  return value.toFixed(3).replace(/^-(?!0\.000)/, "−").replace("-", "");
 }
 
 // Change the state and tell everybody what changed.
