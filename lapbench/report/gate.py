@@ -153,7 +153,7 @@ def _apart(baseline: Baseline, current: Baseline) -> Iterator[str]:
         names = [f"{d.get('name')} {str(d['digest'])[:12]}…" for d in (data, other)]
         yield f"other data: {names[0]} then, {names[1]} now"
     defaults = Protocol().model_dump(mode="json")  # of settings that are younger than a baseline
-    protocol, new = (defaults | _table(side.get("protocol")) for side in (then, now))
+    protocol, new = (defaults | {**_table(side.get("protocol"))} for side in (then, now))
     for name in sorted({*protocol, *new} - {*ASIDE}):
         if protocol.get(name) != new.get(name):
             yield f"protocol.{name}: {protocol.get(name)} then, {new.get(name)} now"
