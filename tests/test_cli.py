@@ -15,8 +15,8 @@ from pipeline import tiny
 from rich.console import Console
 from typer.testing import CliRunner
 
-from lapbench import cli, pipeline
-from lapbench.cli import app
+from lapbench import pipeline
+from lapbench.cli import app, console
 from lapbench.errors import LapbenchError
 from lapbench.registry import explainer, explainers
 
@@ -372,12 +372,14 @@ def terminal(monkeypatch):
     """What a narrow terminal shows."""
     screen = io.StringIO()
     for name in ("out_console", "err_console"):
-        monkeypatch.setattr(cli, name, Console(file=screen, force_terminal=True, width=60, color_system=None))
+        monkeypatch.setattr(
+            console, name, Console(file=screen, force_terminal=True, width=60, color_system=None)
+        )
     return screen
 
 
 def test_a_terminal_folds_tables_and_never_cuts_names(terminal):
-    cli._print_table(
+    console.print_table(
         ("name", "what"), [("a_rather_long_name_of_a_thing", "word " * 20), ("b", "[red]no mark-up[/]")]
     )
     shown = terminal.getvalue()
@@ -387,7 +389,7 @@ def test_a_terminal_folds_tables_and_never_cuts_names(terminal):
 
 
 def test_one_bar_for_one_piece_of_work_whatever_its_state(terminal):
-    with cli.Bars() as bars:
+    with console.Bars() as bars:
         for step, epoch in enumerate((1, 1, 2, 2), start=1):
             bars.update(step, 4, f"train x · epoch {epoch}/2")
         bars.update(3, 3, "score")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 import lapbench
@@ -108,8 +109,8 @@ def test_the_manifest_and_the_model_are_valid():
 
 
 def test_every_command_is_mentioned():
-    commands = {c.name or c.callback.__name__ for c in app.registered_commands}
-    commands |= {group.name for group in app.registered_groups}
+    commands = set(typer.main.get_command(app).commands)
+    assert {"run", "gate", "baseline"} <= commands
 
     missing = {name for name in commands if not re.search(rf"`(lapbench )?{name}\b", README)}
 

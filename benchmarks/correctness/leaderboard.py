@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from lapbench import Job, Maps, Workspace, explainer, load_benchmark, run
 from lapbench.benchmark import Explainer
-from lapbench.cli import Bars
+from lapbench.cli.console import Bars
 from lapbench.explain import passes_of
 from lapbench.explain.attribution import relative_miss
 from lapbench.pipeline import default_cache
