@@ -1,10 +1,26 @@
-"""Logits of a network for many images, without leaving a trace in it."""
+"""What a network answers to many images, and what each of its LAPs would answer alone; no trace is left."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from lapbench.models.lap import record_laps
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a network says about n images, on the CPU.
+
+    logits: (n, classes). peaks, sums: the highest probability of every concept map, and the sum over its
+    pixels, (n, L, h) for L LAPs, shallow to deep, with h heads each; without LAP (n, 0, 0).
+    """
+
+    logits: Tensor
+    peaks: Tensor
+    sums: Tensor
 
 
 @contextmanager
@@ -41,3 +57,21 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = 64) -> Tensor
     with evaluating(model), memory_errors():
         batches = torch.split(images, batch_size) if len(images) else (images,)
         return torch.cat([model(batch.to(weight.device)).to(images.device) for batch in batches])
+
+
+@torch.no_grad()
+def answer(model: nn.Module, images: Tensor) -> Answers:
+    """Answer normalised images (n, C, H, W) in one batch, in evaluation mode, on the model's device.
+
+    Errors: torch.OutOfMemoryError, also for a CPU's memory.
+    """
+    weight = next(model.parameters())
+    with evaluating(model), memory_errors(), record_laps(model) as records:
+        logits = model(images.to(weight.device))
+        maps = [record.logits.float().sigmoid().flatten(2) for record in records]
+    if not maps:
+        none = torch.zeros(len(images), 0, 0)
+        return Answers(logits.cpu(), none, none)
+    peaks = torch.stack([found.amax(dim=2) for found in maps], dim=1)
+    sums = torch.stack([found.sum(dim=2) for found in maps], dim=1)
+    return Answers(logits.cpu(), peaks.cpu(), sums.cpu())

@@ -11,7 +11,7 @@ from lapbench.digest import plain
 from lapbench.errors import ExplainerError, LapbenchError
 from lapbench.executor import Key, Task, in_batches, make
 from lapbench.explain import Maps, Prepared, Request, explain_together
-from lapbench.models.predict import predict
+from lapbench.models.predict import answer
 from lapbench.pipeline.job import Block, Job, Purpose, Source, Subject
 from lapbench.pipeline.networks import Lazy, load_network
 from lapbench.pipeline.rows import missing_rows
@@ -47,28 +47,41 @@ def explain(job: Job) -> list[str]:
 
 def read_logits(job: Job, subject: Subject, purpose: Purpose) -> FloatArray | None:
     """What a network answers to every image of a split, (n, classes), or None where that is not known."""
+    answers = read_answers(job, subject, purpose)
+    return answers["logits"] if answers else None
+
+
+def read_answers(job: Job, subject: Subject, purpose: Purpose) -> dict[str, FloatArray] | None:
+    """What a network and, as "peaks" and "sums", its LAPs say of every image of a split.
+
+    They are those of `lapbench.models.predict.Answers`; without LAP there are only "logits". None where the
+    network was not asked yet.
+    """
     shards = [job.store.read(*job.prediction_key(subject, block)) for block in job.prediction_blocks(purpose)]
-    known = [shard.arrays["logits"] for shard in shards if shard is not None]
-    return np.concatenate(known) if len(known) == len(shards) else None
+    known = [shard.arrays for shard in shards if shard is not None]
+    if not known or len(known) < len(shards):
+        return None
+    return {name: np.concatenate([arrays[name] for arrays in known]) for name in known[0]}
 
 
 def _predict(job: Job, subject: Subject, network: Lazy, samples: Samples) -> None:
-    """Store the logits on the scored split, and on the fitting split where they decide targets."""
+    """Store the answers on the scored split, and on the fitting split where they decide targets."""
     decides_targets = job.benchmark.protocol.target == "predicted"
     purposes: tuple[Purpose, ...] = ("score", "fit") if decides_targets else ("score",)
     device = resolve_device(job.workspace.device)
 
     def compute(block: Block, keys: list[Key]) -> Mapping[Key, Shard]:
         images = samples.images(block)
-        logits = in_batches(
-            lambda start, stop: predict(network(), images[start:stop].to(device)).cpu(),
+        parts = in_batches(
+            lambda start, stop: answer(network(), images[start:stop].to(device)),
             len(images),
             most=MOST[device.type],
         )
+        names = ("logits", "peaks", "sums") if parts[0].peaks.shape[1] else ("logits",)
         shard = Shard(
             ids=samples.ids(block),
             targets=samples.labels(block),
-            arrays={"logits": torch.cat(logits).float().numpy()},
+            arrays={name: torch.cat([getattr(p, name) for p in parts]).float().numpy() for name in names},
             provenance=plain(subject.identity()),
         )
         return dict.fromkeys(keys, shard)

@@ -253,8 +253,8 @@ class Job:
         return f"{network}/{slug(source.explainer.row)}/{block.split}-{block.number:04d}", digest_of(what)
 
     def prediction_key(self, subject: Subject, block: Block) -> Key:
-        """Name and digest of the logits of a network on a block."""
-        what = {"predictions": subject.identity(), **self._samples(block)}
+        """Name and digest of the answers of a network on a block."""
+        what = {"answers": subject.identity(), **self._samples(block)}
         return f"{_network(subject)}/predictions/{block.split}-{block.number:04d}", digest_of(what)
 
     def row_digest(self, row: RowSource) -> str:

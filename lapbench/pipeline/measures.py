@@ -98,10 +98,7 @@ def randomisation_drops(rows: Sequence[ScoredRow], protocol: Protocol) -> dict[R
         for own, other in pairs.values()
     ]
     intervals = bootstrap_means(tables, confidence=protocol.confidence, resamples=protocol.resamples)
-    return {
-        key: Estimate(mean=found.mean, ci_low=found.low, ci_high=found.high)
-        for key, found in zip(pairs, intervals, strict=True)
-    }
+    return {key: Estimate.of(found) for key, found in zip(pairs, intervals, strict=True)}
 
 
 def curves(

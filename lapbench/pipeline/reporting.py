@@ -3,25 +3,21 @@
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-
 from lapbench import __version__
-from lapbench import benchmark as definition
 from lapbench.digest import digest_of, digest_of_file, plain
-from lapbench.pipeline.explaining import read_logits
-from lapbench.pipeline.job import Job, Subject
+from lapbench.pipeline.classification import summarise
+from lapbench.pipeline.job import Job
 from lapbench.pipeline.measures import randomisation_drops
 from lapbench.pipeline.pictures import draw_pictures
 from lapbench.pipeline.rows import ScoredRow
 from lapbench.pipeline.scoring import scored_rows
 from lapbench.report import Estimate, Leaderboard, ModelSummary, Row, write_image_scores, write_report
-from lapbench.train.evaluation import metrics
 
 
 def report(job: Job) -> Leaderboard:
     """Write the leaderboard and its pictures from the rows that are there, and return it, ranked."""
     out = job.workspace.out
-    models = {model.name: _summary(job, model) for model in job.benchmark.models}
+    models = {model.name: summarise(job, model) for model in job.benchmark.models}
     found = [scored for row in job.rows() for scored in scored_rows(job, row)]
     drops = randomisation_drops(found, job.benchmark.protocol)
     leaderboard = Leaderboard(
@@ -52,24 +48,6 @@ def _finished(job: Job, scored: ScoredRow, models: dict[str, ModelSummary], drop
     if drop is not None:
         update["measures"] = {**row.measures, "randomisation_drop": drop}
     return row.model_copy(update=update)
-
-
-def _summary(job: Job, model: definition.Model) -> ModelSummary:
-    """How well a model classifies the scored split, averaged over its seeds; unknown before it is asked."""
-    labels = job.considered("score").labels
-    subjects = [Subject(model, seed, job.weights(model, seed)) for seed in model.seeds]
-    logits = [read_logits(job, subject, "score") for subject in subjects]
-    found = [metrics(answers, labels) for answers in logits if answers is not None]
-    known = len(found) == len(subjects)
-    return ModelSummary(
-        name=model.name,
-        accuracy=float(np.mean([m["accuracy"] for m in found])) if known else None,
-        balanced_accuracy=float(np.mean([m["balanced_accuracy"] for m in found])) if known else None,
-        classes=len(job.dataset.classes),
-        n=len(labels),
-        seeds=model.seeds if model.recipe else (),
-        provenance={"networks": [plain(subject.identity()) for subject in subjects], "metrics": found},
-    )
 
 
 def _provenance(job: Job) -> dict[str, Any]:

@@ -284,10 +284,10 @@ def _row(
             n_empty=sum(int(((s.selected == 0) & ~s.failed).sum()) for s in selected),
         ),
         tied_fraction=_mean(np.concatenate([s.tied for s in selected])) if selection == "top-k" else None,
-        pointing_game=_estimate(found.pop("pointing_game")),
-        energy=_estimate(found.pop("energy")),
+        pointing_game=Estimate.of(found.pop("pointing_game")),
+        energy=Estimate.of(found.pop("energy")),
         measures={
-            **{name: _estimate(interval) for name, interval in found.items() if name != "iou"},
+            **{name: Estimate.of(interval) for name, interval in found.items() if name != "iou"},
             **{name: Estimate(mean=mean) for name, mean in measures.of_all_images(scores).items()},
         },
         curves={
@@ -371,10 +371,6 @@ def _failed(job: Job, row: RowSource, selection: Selection, reason: str) -> Scor
 
 def _seeds(row: RowSource) -> tuple[int, ...]:
     return tuple(source.subject.seed if source.subject else 0 for source in row.sources)
-
-
-def _estimate(interval: Interval) -> Estimate:
-    return Estimate(mean=interval.mean, ci_low=interval.low, ci_high=interval.high)
 
 
 def _mean(values: Scores) -> float | None:

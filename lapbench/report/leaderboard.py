@@ -41,10 +41,12 @@ LEGEND = (
     "the network with random weights. threshold: fitted on other images than these, or the map's own; < "
     "selects below it. ties: share of selected pixels left to the tie rule. pointing: how often the highest "
     "pixel lies inside the truth. energy: share of the positive map inside it. cells: pixels of the map "
-    "across the median object. Controls have no rank: what does not beat them says nothing."
+    "across the median object. Controls have no rank: what does not beat them says nothing. predictivity, "
+    "faithfulness: how often a LAP alone names the true class, and that of its network."
 )
 
-MODEL_COLUMNS = ("model", "accuracy", "balanced accuracy", "chance", "images", "seeds", "notes")
+LAP_COLUMNS = ("model", "layer", "predictivity", "faithfulness")
+NEAR_CHANCE = "⚠ near chance: its maps mean little"
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,8 @@ def write_report(
 def render_markdown(leaderboard: Leaderboard) -> str:
     """Return the leaderboard as GitHub-flavoured Markdown; text from outside is escaped."""
     lines = [f"# {escape(_title(leaderboard))}", ""]
-    if leaderboard.models:
-        lines += ["## Models", ""]
-        lines += [*_markdown_table(MODEL_COLUMNS, [model_cells(model) for model in leaderboard.models]), ""]
+    for title, columns, cells in model_tables(leaderboard.models):
+        lines += [f"## {title}", "", *_markdown_table(columns, cells), ""]
     for board in boards(leaderboard):
         lines += [f"## {board.title}", "", f"{_caption(leaderboard, board)}.", ""]
         if board.complete:
@@ -163,8 +164,11 @@ def render_terminal(leaderboard: Leaderboard) -> "RenderableType":
     from rich.text import Text
 
     parts: list[RenderableType] = [Text(printable(_title(leaderboard)), style="bold"), Text("")]
-    if leaderboard.models:
-        parts += [_models_table(leaderboard.models), Text("")]
+    for _, columns, cells in model_tables(leaderboard.models):
+        table = _plain_table(columns)
+        for line in cells:
+            table.add_row(*_texts(line), style="yellow" if NEAR_CHANCE in line else "")
+        parts += [table, Text("")]
     for board in boards(leaderboard):
         parts.append(Text.assemble((board.title, "bold"), f": {_caption(leaderboard, board)}"))
         if board.complete:
@@ -179,16 +183,31 @@ def render_terminal(leaderboard: Leaderboard) -> "RenderableType":
     return Group(*parts)
 
 
-def model_cells(model: ModelSummary) -> list[str]:
-    """Return the cells of a model's line, in the order of `MODEL_COLUMNS`."""
+def model_tables(models: Sequence[ModelSummary]) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
+    """Return title, headings and lines of what is said of models, and of LAPs where there are any."""
+    two = [name for name in ("sensitivity", "specificity") if any(name in m.measures for m in models)]
+    columns = ("model", "accuracy", *two, "balanced accuracy", "chance", "images", "seeds", "notes")
+    lines = [_model_cells(model, two) for model in models]
+    laps = [
+        [model.name, f"LAP {number}", _interval(lap.predictivity), _interval(lap.faithfulness)]
+        for model in models
+        for number, lap in enumerate(model.laps, start=1)
+    ]
+    found = [("Models", columns, lines), ("LAPs, each alone", LAP_COLUMNS, laps)]
+    return [(title, headings, cells) for title, headings, cells in found if cells]
+
+
+def _model_cells(model: ModelSummary, measures: Sequence[str]) -> list[str]:
+    accuracy = model.measures.get("accuracy", Estimate(mean=model.accuracy))
     return [
         model.name,
-        _digits(model.accuracy),
+        _interval(accuracy),
+        *(_digits(model.measures.get(name, Estimate()).mean) for name in measures),
         _digits(model.balanced_accuracy),
         _digits(1 / model.classes),
         f"{model.n:,}",
         ", ".join(map(str, model.seeds)) or NONE,
-        "⚠ near chance: its maps mean little" if model.near_chance else "",
+        NEAR_CHANCE if model.near_chance else "",
     ]
 
 
@@ -205,7 +224,7 @@ def row_cells(row: Row, board: Board) -> list[str]:
         *([_number(row.group)] if board.power else []),
         row.model,
         _explainer(row),
-        f"{_digits(row.mean)} [{_digits(row.ci_low)}, {_digits(row.ci_high)}]",
+        _interval(Estimate(mean=row.mean, ci_low=row.ci_low, ci_high=row.ci_high)),
         _digits(beside.mean if beside else None),
         own,
         _digits(row.pointing_game.mean if row.pointing_game else None),
@@ -309,6 +328,11 @@ def _digits(value: float | None) -> str:
     return NONE if value is None else f"{value:.3f}"
 
 
+def _interval(estimate: Estimate) -> str:
+    mean, low, high = map(_digits, (estimate.mean, estimate.ci_low, estimate.ci_high))
+    return f"{mean} [{low}, {high}]" if low != NONE else mean
+
+
 def _percent(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.3g} %"
 
@@ -370,13 +394,6 @@ def _csv_cell(value: Any) -> Any:
 
 
 _TEXT_COLUMNS = ("model", "explainer", "notes")
-
-
-def _models_table(models: Sequence[ModelSummary]) -> "Table":
-    table = _plain_table(MODEL_COLUMNS)
-    for model in models:
-        table.add_row(*_texts(model_cells(model)), style="yellow" if model.near_chance else "")
-    return table
 
 
 @dataclass(frozen=True)

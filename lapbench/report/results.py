@@ -30,6 +30,7 @@ from pydantic import (
 
 from lapbench.digest import digest_of
 from lapbench.errors import ResultError, suggest
+from lapbench.report.statistics import Interval
 
 SCHEMA_VERSION = 1
 """Raised whenever a reader of an older version could misunderstand a file."""
@@ -83,6 +84,11 @@ class Estimate(Record):
     mean: Number = None
     ci_low: Number = None
     ci_high: Number = None
+
+    @classmethod
+    def of(cls, interval: Interval) -> Self:
+        """Return an interval as part of a result."""
+        return cls(mean=interval.mean, ci_low=interval.low, ci_high=interval.high)
 
 
 class Curve(Record):
@@ -213,12 +219,25 @@ class Row(Record):
         return "top-k" if self.selection == "top-k" else "thresholding"
 
 
+class LapSummary(Record):
+    """What one LAP of a model says alone: how often it is right, and how often it agrees with the model."""
+
+    predictivity: Estimate
+    faithfulness: Estimate
+
+
 class ModelSummary(Record):
-    """How well a model classifies the scored split: a map from a model that cannot says nothing."""
+    """How well a model classifies the scored split: a map from a model that cannot says nothing.
+
+    measures: accuracy, balanced_accuracy and, of two classes, sensitivity and specificity, with their
+    intervals. laps: its LAPs, shallow to deep, where each stands alone.
+    """
 
     name: Annotated[str, Field(min_length=1)]
     accuracy: Number = None
     balanced_accuracy: Number = None
+    measures: dict[str, Estimate] = {}
+    laps: tuple[LapSummary, ...] = ()
     classes: Annotated[int, Field(ge=2)]
     n: Count  # images of the scored split
     seeds: tuple[int, ...] = ()

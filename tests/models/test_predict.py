@@ -2,7 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from lapbench.models.predict import evaluating, predict
+from lapbench.benchmark import Concept, Plug
+from lapbench.models.lap import LAP
+from lapbench.models.plug import plug
+from lapbench.models.predict import answer, evaluating, predict
 from lapbench.models.zoo import build
 
 
@@ -78,3 +81,31 @@ def test_out_of_memory_is_one_error_whatever_ran_out(error: Exception) -> None:
 def test_other_errors_are_the_networks_own() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         predict(nn.Linear(2, 2), torch.zeros(3, 5))
+
+
+def test_what_each_lap_says_is_read_off_its_own_logits():
+    torch.manual_seed(0)
+    concepts = Concept(name="a", classes=("x",)), Concept(name="b")
+    spec = Plug(concepts=concepts, aggregation="max", score_init="default")
+    model = plug(build("resnet18", num_classes=2), spec, classes=("x", "y"))
+    images = torch.randn(3, 3, 64, 64)
+    maps = []
+    for lap in (module for module in model.eval().modules() if isinstance(module, LAP)):
+        lap.scoring.register_forward_hook(lambda _module, _inputs, logits: maps.append(torch.sigmoid(logits)))
+
+    said = answer(model.train(), images)
+
+    with torch.no_grad():
+        torch.testing.assert_close(said.logits, model.eval()(images))
+    assert said.peaks.shape == said.sums.shape == (3, 4, 2)
+    for number, found in enumerate(maps[:4]):
+        for image in range(3):
+            for head in range(2):
+                probabilities = found[image, head].flatten().tolist()
+                assert said.peaks[image, number, head] == pytest.approx(max(probabilities))
+                assert said.sums[image, number, head] == pytest.approx(sum(probabilities), rel=1e-5)
+
+
+def test_without_lap_there_are_answers_all_the_same(model):
+    said = answer(model, torch.zeros(2, 3, 8, 8))
+    assert said.logits.shape == (2, 2) and said.peaks.shape == said.sums.shape == (2, 0, 0)

@@ -7,11 +7,16 @@ import platform
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import lapbench
 from lapbench import pipeline
+from lapbench.models import record_laps
 from lapbench.pipeline import networks
+from lapbench.pipeline.job import Block, Subject
+from lapbench.pipeline.networks import load_network
+from lapbench.pipeline.samples import Samples
 from lapbench.store import MapStore
 from pipeline import tiny
 
@@ -104,6 +109,26 @@ def test_model_accuracy_stands_beside_the_maps(board):
     for row in board["rows"]:
         wanted = None if row["randomised"] else accuracy.get(row["model"])
         assert row["model_accuracy"] == wanted
+
+
+def test_each_lap_is_judged_alone_as_its_maps_say(board, finished):
+    models = {model["name"]: model for model in board["models"]}
+    job = tiny.job(finished.definition, finished.folder)
+    (model,) = (m for m in job.benchmark.models if m.name == "WS-LAP")
+    split, n = job.considered("score"), len(job.considered("score"))
+    network = load_network(job, Subject(model, 0, job.weights(model, 0)))
+    block = Block(split.name, 0, tuple(range(n)))
+    with torch.no_grad(), record_laps(network) as records:
+        said = network(Samples(job).images(block)).argmax(1).numpy()
+
+    assert models["plain"]["laps"] == [] and len(models["WS-LAP"]["laps"]) == len(records)
+    for record, lap in zip(records, models["WS-LAP"]["laps"], strict=True):
+        alone = (record.logits[:, 0].flatten(1).max(1).values > 0).numpy()
+        assert lap["predictivity"]["mean"] == pytest.approx(np.mean(alone == split.labels))
+        assert lap["faithfulness"]["mean"] == pytest.approx(np.mean(alone == said))
+    accuracy = models["WS-LAP"]["measures"]["accuracy"]
+    assert accuracy["mean"] == pytest.approx(np.mean(said == split.labels)) == models["WS-LAP"]["accuracy"]
+    assert 0 <= accuracy["ci_low"] <= accuracy["mean"] <= accuracy["ci_high"] <= 1
 
 
 def test_provenance_holds_what_decides_a_row(board):

@@ -12,11 +12,10 @@ import numpy as np
 
 from lapbench.report.leaderboard import (
     LEGEND,
-    MODEL_COLUMNS,
     Board,
     boards,
     excuses,
-    model_cells,
+    model_tables,
     power_sentence,
     render_csv,
     row_cells,
@@ -63,8 +62,8 @@ def render_page(leaderboard: Leaderboard, gallery: Gallery | None = None) -> str
         heading=leaderboard.title or leaderboard.benchmark,
         tables=tables,
         scores=_score_names(leaderboard.rows),
-        models=[model_cells(model) for model in leaderboard.models],
-        model_columns=MODEL_COLUMNS,
+        models=leaderboard.models,
+        model_tables=model_tables(leaderboard.models),
         legend=LEGEND,
         facts=_facts(leaderboard, found),
         provenance=_provenance(leaderboard.provenance),

@@ -1,0 +1,57 @@
+"""What each LAP says alone, and how good the answers of networks and LAPs are, image by image.
+
+Source: Modegh, Salimi, Rabiee, arXiv 2201.11808: predictivity is how often a LAP alone is right, faithfulness
+how often it says what its network says.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Scores: TypeAlias = npt.NDArray[np.float64]
+Labels: TypeAlias = npt.NDArray[np.int64]
+
+ACTIVE = 0.5
+"""A pixel is active where its concept is more probable than not."""
+
+
+def stand_alone(
+    peaks: npt.NDArray[Any], sums: npt.NDArray[Any], heads: Sequence[Sequence[int]], n_classes: int
+) -> Labels | None:
+    """Return the class that each LAP names for each image, (n, L); None where its heads cannot name one.
+
+    peaks, sums: (n, L, h) of the concept maps. heads: the classes in which each concept is present; () marks
+    a common head, which names none. One head for one of two classes: that class where any pixel is active,
+    the other elsewhere. One head for every class: the class whose map has the larger sum.
+    """
+    named = [(head, classes[0]) for head, classes in enumerate(heads) if len(classes) == 1]
+    if len(named) < sum(bool(classes) for classes in heads):
+        return None  # a concept that several classes share
+    columns, classes = [head for head, _ in named], np.array([name for _, name in named], np.int64)
+    if len(named) == 1 and n_classes == 2:
+        present = peaks[:, :, columns[0]] > ACTIVE
+        binary: Labels = np.where(present, classes[0], 1 - classes[0])
+        return binary
+    if sorted(classes) == list(range(n_classes)):
+        largest: Labels = classes[sums[:, :, columns].argmax(axis=2)]
+        return largest
+    return None
+
+
+def correctness(answers: Labels, labels: Labels, n_classes: int) -> dict[str, Scores]:
+    """Return what every image adds to the measures of classification, by name: their means over images.
+
+    answers: (trainings, n). labels: (n,). accuracy: whether the answer is right. balanced_accuracy: the same,
+    weighted so that every class that occurs counts equally. With two classes also sensitivity, over the
+    images of class 1 alone, and specificity, over those of class 0; NaN elsewhere. Each (trainings, n).
+    """
+    right = (answers == labels).astype(np.float64)
+    counts = np.bincount(labels, minlength=n_classes)
+    weights = len(labels) / (np.count_nonzero(counts) * counts[labels])
+    found = {"accuracy": right, "balanced_accuracy": right * weights}
+    if n_classes == 2:
+        found["sensitivity"] = np.where(labels == 1, right, np.nan)
+        found["specificity"] = np.where(labels == 0, right, np.nan)
+    return found
