@@ -4,6 +4,7 @@ Each class is one table of the TOML file. Defaults are the protocol's own; a fie
 is a point that the papers leave undetermined, so the choice is a switch and stands in every record.
 """
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -16,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from lapbench.errors import DefinitionError, UnknownNameError
+from lapbench.errors import DefinitionError, UnknownNameError, suggest
 from lapbench.registry import architectures, check_parameters, explainers
 from lapbench.toml import Table, read_toml
 
@@ -245,6 +246,60 @@ class Protocol(Table):
     resamples: PositiveInt = 9999
 
 
+class Term(Table):
+    """One score that a claim speaks of: of an explainer on a model or, without explainer, of the model.
+
+    measure: iou, pointing_game, energy or any other score of a row; of a model accuracy, balanced_accuracy,
+    sensitivity, specificity, or of its LAP number l alone predictivity_l and faithfulness_l.
+    """
+
+    model: str
+    explainer: str | None = None
+    selection: Literal["threshold", "top-k", "native"] = "threshold"
+    measure: str = ""  # none: iou of an explainer, accuracy of a model
+
+    @property
+    def score(self) -> str:
+        """The measure, its default filled in."""
+        return self.measure or ("iou" if self.explainer else "accuracy")
+
+    @property
+    def text(self) -> str:
+        """How tables name it."""
+        if self.explainer is None:
+            return f"{self.score} of {self.model}"
+        return f"{self.score} of {self.explainer} on {self.model}, {self.selection}"
+
+
+class Claim(Table):
+    """A statement that the results can contradict: one score is higher than others, or scores rise.
+
+    higher, than: the one is above every one of the others. rising: each is above the one before. margin: with
+    one, no more is claimed than that the score is not lower by this much (non-inferiority).
+    """
+
+    id: str
+    says: str
+    higher: Term | None = None
+    than: tuple[Term, ...] = ()
+    rising: tuple[Term, ...] = ()
+    margin: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        compared, ordered = self.higher is not None and bool(self.than), len(self.rising) > 1
+        if compared == ordered or (self.higher is None) != (not self.than) or (compared and self.rising):
+            raise ValueError("a claim has either higher and than, or rising with two scores or more")
+        return self
+
+    @property
+    def pairs(self) -> tuple[tuple[Term, Term], ...]:
+        """What must be higher, and than what."""
+        if self.higher is not None:
+            return tuple((self.higher, other) for other in self.than)
+        return tuple((upper, lower) for lower, upper in pairwise(self.rising))
+
+
 class Benchmark(Table):
     """One benchmark: data, models, explainers and the protocol that turns maps into a ranking."""
 
@@ -256,12 +311,27 @@ class Benchmark(Table):
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
     explainers: Annotated[tuple[Explainer, ...], Field(min_length=1)]
     protocol: Protocol = Protocol()
+    claims: tuple[Claim, ...] = ()
+
+    @model_validator(mode="after")
+    def _claims_speak_of_what_is_there(self) -> Self:
+        models, rows = {m.name for m in self.models}, {e.row for e in self.explainers}
+        faults = []
+        for claim in self.claims:
+            for term in sorted({term for pair in claim.pairs for term in pair}, key=lambda term: term.text):
+                if term.model not in models:
+                    faults.append(f"claim {claim.id}: no model {term.model!r}{suggest(term.model, models)}")
+                if term.explainer is not None and term.explainer not in rows:
+                    hint = suggest(term.explainer, rows)
+                    faults.append(f"claim {claim.id}: no explainer row {term.explainer!r}{hint}")
+        return _without(faults, self)
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
         for kind, names in (
             ("model", [m.name for m in self.models]),
             ("explainer row", [e.row for e in self.explainers]),
+            ("claim", [c.id for c in self.claims]),
         ):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
@@ -315,6 +385,7 @@ def select(
 ) -> Benchmark:
     """Return the benchmark with fewer models or explainers (by row or registered name), or another seed.
 
+    Claims that speak of what is left out are left out, too.
     Errors: UnknownNameError for a name that the definition does not hold.
     """
     kept_models, kept_explainers = benchmark.models, benchmark.explainers
@@ -330,7 +401,15 @@ def select(
         kept_explainers = tuple(e for e in kept_explainers if e.name in explainers or e.row in explainers)
     if seed is not None:
         kept_models = tuple(m if m.weights else m.model_copy(update={"seeds": (seed,)}) for m in kept_models)
-    return benchmark.model_copy(update={"models": kept_models, "explainers": kept_explainers})
+    there = {m.name for m in kept_models}, {None, *(e.row for e in kept_explainers)}
+    claims = tuple(
+        claim
+        for claim in benchmark.claims
+        if all(t.model in there[0] and t.explainer in there[1] for pair in claim.pairs for t in pair)
+    )
+    return benchmark.model_copy(
+        update={"models": kept_models, "explainers": kept_explainers, "claims": claims}
+    )
 
 
 def given(benchmark: Benchmark, weights: Path, model: str = "") -> Benchmark:

@@ -1,7 +1,6 @@
 """What the README shows must run as it stands there."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from lapbench.data import Manifest
 from lapbench.models import build
 from lapbench.registry import explainers
 from lapbench.toml import Table, parse_toml
+from tests.report.folders import write_results
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -88,7 +88,7 @@ def test_the_python_interface_has_the_names_it_shows():
 
 def test_results_are_read_as_tables(tmp_path, monkeypatch):
     pytest.importorskip("pandas", reason="pandas is an extra")
-    shutil.copytree(ROOT / "reports" / "deeppcb", tmp_path / "reports" / "quickstart")
+    write_results(tmp_path / "reports" / "quickstart", {"grad_cam": [0.5, 0.25], "lap": [0.75, 1.0]})
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
 

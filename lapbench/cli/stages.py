@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from lapbench.cli.console import Bars, err_console, guarded, out_console, print_line, say
+from lapbench.cli.console import Bars, err_console, guarded, out_console, print_line, print_table, say
 from lapbench.cli.options import Cache, Data, Definition, Device, Explainers, Limit, Models, Out, Seed
 
 if TYPE_CHECKING:
@@ -120,6 +120,32 @@ def report(
         if html:
             pipeline.write_page(job, board)
     _show(board, job)
+
+
+@app.command()
+def claims(
+    name: Definition,
+    out: Out = None,
+    cache: Cache = None,
+    data: Data = None,
+    limit: Limit = None,
+    models: Models = "",
+    explainers: Explainers = "",
+    seed: Seed = None,
+) -> None:
+    """Hold the claims of a benchmark against the scores that are there: each gets a verdict."""
+    with _job(name, out, cache, data, limit, "auto", models, explainers, seed) as job:
+        from lapbench import pipeline
+        from lapbench.report.claims import COLUMNS, LEGEND, cells
+
+        results = pipeline.check_claims(job)
+    if not results.claims:
+        say(f"{job.benchmark.name} makes no claims")
+        return
+    print_table(COLUMNS, [cells(result) for result in results.claims])
+    print_line(f"\n{LEGEND}\n\nWritten to {job.workspace.out}/claims.md, with every part of every claim")
+    if any(part.low is None for result in results.claims for part in result.parts):
+        raise typer.Exit(3)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 Each reads files, writes files and skips what is there. `Job` says which files a benchmark needs.
 """
 
+from lapbench.pipeline.claims import check_claims
 from lapbench.pipeline.explaining import explain
 from lapbench.pipeline.history import run_and_note
 from lapbench.pipeline.job import Job, Workspace, default_cache
@@ -21,4 +22,7 @@ def run(job: Job) -> Leaderboard:
     return board
 
 
-__all__ = ["Job", "Workspace", "default_cache", "explain", "report", "run", "score", "train", "write_page"]
+__all__ = [
+    "Job", "Workspace", "check_claims", "default_cache", "explain", "report", "run", "score", "train",
+    "write_page",
+]  # fmt: skip

@@ -27,7 +27,7 @@ def report(job: Job) -> Leaderboard:
         confidence=job.benchmark.protocol.confidence,
         models=tuple(models.values()),
         rows=tuple(_finished(job, scored, models, drops.get(scored.row.key)) for scored in found),
-        provenance=_provenance(job),
+        provenance=shared_provenance(job),
     )
     images = {scored.row.key: scored.images for scored in found if scored.images is not None}
     written = write_report(out, leaderboard, images)
@@ -50,8 +50,8 @@ def _finished(job: Job, scored: ScoredRow, models: dict[str, ModelSummary], drop
     return row.model_copy(update=update)
 
 
-def _provenance(job: Job) -> dict[str, Any]:
-    """What all rows share."""
+def shared_provenance(job: Job) -> dict[str, Any]:
+    """What all rows of a benchmark share: definition, data, protocol and versions."""
     dataset = job.dataset
     return {
         "definition": digest_of(_placeless(job)),

@@ -333,11 +333,8 @@ M = TypeVar("M", bound=Record)
 
 
 def write_leaderboard(path: Path, leaderboard: Leaderboard) -> None:
-    """Write a leaderboard as JSON; the same leaderboard gives the same bytes.
-
-    Errors: ResultError for one that could not be read again; nothing is written.
-    """
-    write_file(path, _to_json(path, leaderboard))
+    """Write a leaderboard as JSON; the same leaderboard gives the same bytes. Errors: as `write_record`."""
+    write_record(path, leaderboard)
 
 
 def read_leaderboard(path: Path) -> Leaderboard:
@@ -377,6 +374,14 @@ def read_image_scores(folder: Path, row: Row) -> ImageScores:
 def read_record(path: Path, model: type[M], *, mend: str = _MEND) -> M:
     """Read a JSON file of ours. Errors: ResultError that names the file, every fault and the mend."""
     return _from_json(path, _read(path, mend), model, mend)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record as JSON.
+
+    Errors: ResultError for one that could not be read again; nothing is written.
+    """
+    write_file(path, _to_json(path, record))
 
 
 def json_schema(kind: Literal["leaderboard", "image-scores"] = "leaderboard") -> dict[str, Any]:

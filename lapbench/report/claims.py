@@ -1,0 +1,148 @@
+"""Claims held against results: each holds, does not hold, or cannot be decided."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from lapbench.benchmark import Claim
+from lapbench.report.comparison import compare
+from lapbench.report.markdown import escape, table
+from lapbench.report.results import Count, Number, Provenance, Record
+
+Verdict: TypeAlias = Literal["holds", "does not hold", "not decidable"]
+COLUMNS = ("claim", "verdict", "says", "difference [interval]", "images", "trainings", "weakest part")
+
+
+class Part(Record):
+    """One comparison of a claim: ours should be higher than theirs.
+
+    difference: of the means, ours − theirs, in [low, high]. trainings: of the one with fewer. reason: why
+    there is no difference.
+    """
+
+    ours: str
+    theirs: str
+    difference: Number = None
+    low: Number = None
+    high: Number = None
+    n: Count = 0
+    trainings: Count = 0
+    reason: str = ""
+
+    @property
+    def text(self) -> str:
+        """The difference with its interval, or why there is none."""
+        if self.low is None:
+            return self.reason
+        return f"{self.difference:+.3f} [{self.low:+.3f}, {self.high:+.3f}]".replace("-", "−")
+
+
+class ClaimResult(Record):
+    """A claim with what was found: its parts in the order of the definition, and its verdict."""
+
+    id: Annotated[str, Field(min_length=1)]
+    says: str
+    margin: Number = None
+    verdict: Verdict
+    parts: tuple[Part, ...]
+
+    @property
+    def weakest(self) -> Part:
+        """The part that decides: one that is not known, or the one that is least sure to be above."""
+        return min(self.parts, key=lambda part: -2.0 if part.low is None else part.low)
+
+
+class ClaimResults(Record):
+    """All claims of one benchmark, with the version of it and what all its rows share."""
+
+    schema_version: Literal[1] = 1
+    benchmark: Annotated[str, Field(min_length=1)]
+    benchmark_version: Annotated[int, Field(ge=1)]
+    title: str = ""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    claims: tuple[ClaimResult, ...] = ()
+    provenance: Provenance
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The scores of one term, (trainings, images), with the ids of the images; or why there are none."""
+
+    scores: npt.NDArray[np.float64] | None = None
+    ids: tuple[str, ...] = ()
+    reason: str = ""
+
+    def over(self, ids: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Return the scores of some of the images, in the order given."""
+        place = {name: column for column, name in enumerate(self.ids)}
+        return np.asarray(self.scores)[:, [place[name] for name in ids]]
+
+
+def judge_claim(
+    claim: Claim, pairs: Sequence[tuple[Found, Found]], *, confidence: float = 0.95, resamples: int = 9999
+) -> ClaimResult:
+    """Return the verdict on a claim from the scores of its pairs, over the images that both of a pair have.
+
+    It holds where every part's interval of the difference lies above −margin (0 without one): as all parts
+    must, no correction for their number is needed (Berger, 1982, intersection-union test). It does not hold
+    where the interval of any lies below, at a confidence corrected for the number of parts (Bonferroni).
+    Otherwise it is not decidable, as it is where scores are missing.
+    """
+    bar, corrected = -(claim.margin or 0.0), 1 - (1 - confidence) / len(pairs)
+    parts, contradicted = [], False
+    for (ours, theirs), (mine, other) in zip(claim.pairs, pairs, strict=True):
+        common = [name for name in mine.ids if name in set(other.ids)]
+        if not common:
+            reason = mine.reason or other.reason or "the two have no image in common"
+            parts.append(Part(ours=ours.text, theirs=theirs.text, reason=reason))
+            continue
+        scores = mine.over(common), other.over(common)
+        found = compare(*scores, confidence=confidence, resamples=resamples)
+        contradicted |= compare(*scores, confidence=corrected, resamples=resamples).high < bar
+        parts.append(
+            Part(
+                ours=ours.text,
+                theirs=theirs.text,
+                difference=found.difference,
+                low=found.low,
+                high=found.high,
+                n=found.n,
+                trainings=min(len(table) for table in scores),
+            )
+        )
+    holds = all(part.low is not None and part.low > bar for part in parts)
+    verdict: Verdict = "holds" if holds else "does not hold" if contradicted else "not decidable"
+    return ClaimResult(id=claim.id, says=claim.says, margin=claim.margin, verdict=verdict, parts=tuple(parts))
+
+
+def cells(result: ClaimResult) -> tuple[str, ...]:
+    """Return a claim's line, in the order of `COLUMNS`; its weakest part stands for all."""
+    part = result.weakest
+    says = result.says + (f" (margin {result.margin:g})" if result.margin else "")
+    counts = ("", "") if part.low is None else (str(part.n), str(part.trainings))
+    compared = f"{part.ours} against {part.theirs}"
+    return (result.id, result.verdict, says, part.text, *counts, compared)
+
+
+def render_claims(results: ClaimResults) -> str:
+    """Return all claims as GitHub-flavoured Markdown: a table of verdicts, and every part below it."""
+    lines = [f"# Claims: {escape(results.title or results.benchmark)}", ""]
+    lines += [*table(COLUMNS, [cells(result) for result in results.claims], ("images", "trainings")), ""]
+    lines += [escape(LEGEND), ""]
+    for result in results.claims:
+        if len(result.parts) > 1:
+            lines += [f"## {escape(result.id)}: {result.verdict}", ""]
+            found = [(part.ours, part.theirs, part.text) for part in result.parts]
+            lines += [*table(("higher", "than", "difference [interval]"), found, ()), ""]
+    return "\n".join(lines)
+
+
+LEGEND = (
+    "A claim holds where the interval of every difference lies above zero (above minus the margin, if there is "
+    "one), and does not hold where one lies below, corrected for their number. The difference shown is that of "
+    "the weakest part, paired by image. With one training it speaks of these networks, with more of the recipe."
+)

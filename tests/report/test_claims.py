@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from lapbench.benchmark import Claim, Term
+from lapbench.report.claims import (
+    COLUMNS,
+    ClaimResults,
+    Found,
+    cells,
+    judge_claim,
+    render_claims,
+)
+from lapbench.report.comparison import compare
+from lapbench.report.results import read_record, write_record
+
+A, B, C = (Term(model=name) for name in "abc")
+N = 80
+IDS = tuple(f"image-{n}" for n in range(N))
+
+
+def scores(mean, seed, trainings=1):
+    """Scores of images that share what makes them hard."""
+    hard = np.random.default_rng(0).normal(size=N)
+    own = np.random.default_rng(seed).normal(size=(trainings, N))
+    return Found(mean + 0.1 * hard + 0.02 * (own - own.mean()), IDS)
+
+
+def verdict(*means, margin=None, trainings=1):
+    others = [scores(mean, 10 + n, trainings) for n, mean in enumerate(means[1:])]
+    claim = Claim(id="x", says="a is best", higher=A, than=(B, C)[: len(others)], margin=margin)
+    ours = scores(means[0], 1, trainings)
+    return judge_claim(claim, [(ours, other) for other in others])
+
+
+@pytest.mark.parametrize(
+    ("means", "margin", "wanted"),
+    [
+        ((0.6, 0.5, 0.55), None, "holds"),
+        ((0.6, 0.5, 0.6), None, "not decidable"),  # as good as one of them
+        ((0.6, 0.5, 0.65), None, "does not hold"),
+        ((0.6, 0.6), 0.02, "holds"),  # not lower by so much
+        ((0.6, 0.62), 0.02, "not decidable"),  # just at the margin
+        ((0.6, 0.65), 0.02, "does not hold"),
+    ],
+)
+def test_a_claim_holds_or_not_or_cannot_be_decided(means, margin, wanted):
+    assert verdict(*means, margin=margin).verdict == wanted
+    assert verdict(*means, margin=margin, trainings=3).verdict == wanted
+
+
+def test_the_numbers_are_those_of_the_paired_comparison():
+    ours, theirs = scores(0.6, 1, 3), scores(0.55, 2, 3)
+    found = compare(ours.scores, theirs.scores)
+    (part,) = judge_claim(Claim(id="x", says="y", higher=A, than=(B,)), [(ours, theirs)]).parts
+
+    assert (part.difference, part.low, part.high) == (found.difference, found.low, found.high)
+    assert (part.n, part.trainings) == (N, 3)
+    assert part.difference == pytest.approx(0.05)
+
+
+def test_images_are_matched_by_their_ids_and_not_by_their_places():
+    ours, theirs = scores(0.6, 1), scores(0.6, 1)
+    order = np.random.default_rng(5).permutation(N)[: N // 2]
+    shuffled = Found(theirs.scores[:, order] - 0.01, tuple(IDS[place] for place in order))
+
+    (part,) = judge_claim(Claim(id="x", says="y", higher=A, than=(B,)), [(ours, shuffled)]).parts
+
+    assert part.n == N // 2
+    assert part.difference == pytest.approx(0.01) == part.low == part.high
+
+
+def test_what_rises_is_compared_step_by_step():
+    claim = Claim(id="x", says="rises", rising=(A, B, C))
+    assert claim.pairs == ((B, A), (C, B))
+    steps = {term: scores(mean, n) for n, (term, mean) in enumerate(((A, 0.5), (B, 0.6), (C, 0.55)))}
+
+    found = judge_claim(claim, [(steps[upper], steps[lower]) for upper, lower in claim.pairs])
+
+    assert found.verdict == "does not hold"
+    assert (found.weakest.ours, found.weakest.theirs) == (C.text, B.text)
+
+
+def test_what_is_missing_decides_nothing_and_says_why():
+    claim = Claim(id="x", says="y", higher=A, than=(B, C))
+    missing = Found(reason="b was not asked yet")
+
+    found = judge_claim(claim, [(scores(0.6, 1), missing), (scores(0.6, 1), scores(0.5, 2))])
+    assert found.verdict == "not decidable"
+    assert cells(found)[3] == "b was not asked yet" and found.parts[1].low > 0
+
+    lost = judge_claim(claim, [(scores(0.6, 1), missing), (scores(0.6, 1), scores(0.7, 2))])
+    assert lost.verdict == "does not hold"  # whatever the missing one says
+
+    apart = Found(scores(0.5, 2).scores, tuple(f"other-{n}" for n in range(N)))
+    alone = judge_claim(Claim(id="x", says="y", higher=A, than=(B,)), [(scores(0.6, 1), apart)])
+    assert alone.parts[0].reason == "the two have no image in common"
+
+
+def test_five_equal_rows_are_rarely_said_to_contradict_a_claim():
+    """The correction for the number of parts: of 200 claims on equal means, at most 5 % are contradicted."""
+    random = np.random.default_rng(3)
+    terms = tuple(Term(model=f"m{n}") for n in range(5))
+    claim = Claim(id="x", says="y", higher=A, than=terms)
+    said = []
+    for _ in range(200):
+        tables = [Found(random.normal(size=(1, 40)), IDS[:40]) for _ in range(6)]
+        said.append(judge_claim(claim, [(tables[0], other) for other in tables[1:]], resamples=599).verdict)
+    assert said.count("does not hold") <= 16  # 5 % of 200, and two standard errors
+    assert said.count("holds") <= 16
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {},
+        {"higher": A},
+        {"than": (B,)},
+        {"rising": (A,)},
+        {"higher": A, "than": (B,), "rising": (A, B)},
+        {"higher": A, "rising": (A, B)},
+        {"higher": A, "than": (B,), "margin": 0.0},
+    ],
+)
+def test_a_claim_has_one_form(faults):
+    with pytest.raises(ValidationError):
+        Claim(id="x", says="y", **faults)
+
+
+def test_claims_are_written_and_read_again(tmp_path):
+    results = ClaimResults(
+        benchmark="b", benchmark_version=1, claims=(verdict(0.6, 0.5, 0.55, margin=0.01),), provenance={}
+    )
+    write_record(tmp_path / "claims.json", results)
+    page = render_claims(results)
+
+    assert read_record(tmp_path / "claims.json", ClaimResults) == results
+    assert "| x | holds | a is best (margin 0.01) | +0.0" in page
+    assert "## x: holds" in page and "| accuracy of a | accuracy of c | +0.0" in page
+    assert len(cells(results.claims[0])) == len(COLUMNS)
