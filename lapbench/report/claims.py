@@ -142,7 +142,8 @@ def render_claims(results: ClaimResults) -> str:
 
 
 LEGEND = (
-    "A claim holds where the interval of every difference lies above zero (above minus the margin, if there is "
-    "one), and does not hold where one lies below, corrected for their number. The difference shown is that of "
-    "the weakest part, paired by image. With one training it speaks of these networks, with more of the recipe."
+    "A claim holds where the interval of every difference lies above zero (above minus the margin, if there "
+    "is one), and does not hold where one lies below, corrected for their number. The difference shown is "
+    "that of the weakest part, paired by image. With one training it speaks of these networks, with more of "
+    "the recipe."
 )
