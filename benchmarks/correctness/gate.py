@@ -347,8 +347,8 @@ Networks: {networks}. Explainers: {explainers}. {system}.
 
 {tables}## And where there is no fault?
 
-The same runs on {images} images, in batches of 1 to {most} images and on 1 to 4 threads, all maps drawn anew. Maps
-move by rounding (shares of their maximum); what is scored is which pixels are above a threshold:
+The same runs on {images} images, in batches of 1 to {most} images and on 1 to 4 threads, all maps drawn anew.
+Maps move by rounding (shares of their maximum); what is scored is which pixels lie above a threshold:
 
 {quiet}
 
