@@ -10,15 +10,15 @@ from typing import Literal, overload
 import numpy as np
 
 from lapbench.data import boxes as _boxes
+from lapbench.data.annotation import check_named_files, read_annotation
 from lapbench.data.images import from_bytes, read_image, read_mask, resize_image, resize_mask, to_channels
 from lapbench.data.inspection import Inspector
 from lapbench.data.manifest import Manifest
-from lapbench.data.paths import find_root, inside
+from lapbench.data.paths import find_root
 from lapbench.data.record import Drawn, MaskFile, Record
 from lapbench.data.splits import divide, mixed
-from lapbench.digest import digest_of, digest_of_file
-from lapbench.errors import DataError, UnknownNameError, suggest
-from lapbench.registry import readers
+from lapbench.digest import digest_of
+from lapbench.errors import DataError, UnknownNameError
 from lapbench.types import Box, FloatArray, IntArray, MaskArray, Sample
 
 PIXELS_VERSION = 1
@@ -168,13 +168,15 @@ def open_dataset(
     if min(image_size) < 1 or (limit is not None and limit < 1):
         raise ValueError(f"image_size and limit must be positive, found {image_size} and {limit}")
     folder = find_root(manifest, root)
-    divided, n_missing = _present(divide(_read(manifest, folder), manifest.splits, folder), manifest.may_miss)
-    view = View(image_size, channels, manifest.classes)
+    check_named_files(manifest, folder)
+    annotation = read_annotation(manifest, folder)
+    divided, n_missing = _present(divide(annotation.records, manifest.splits, folder), manifest.may_miss)
+    view = View(image_size, channels, annotation.classes)
     counts = {"n_missing": n_missing, "n_clipped": 0, "n_outside": 0}
     inspector = Inspector(digest_cache)
     parts = {}
     for name, records in divided.items():
-        kept = mixed(records, manifest.classes)[:limit]
+        kept = mixed(records, annotation.classes)[:limit]
         if not kept:
             raise DataError(
                 f"data set {manifest.name!r}: not one image of split {name!r} is there, looked under {folder}"
@@ -182,42 +184,12 @@ def open_dataset(
         parts[name] = Split(name, [_inspect(r, inspector, counts) for r in kept], view)
     inspector.save()
     digest = digest_of([manifest.name, manifest.version, {name: part.digest for name, part in parts.items()}])
-    return Dataset(manifest.name, manifest.version, manifest.classes, digest, parts, **counts)
+    return Dataset(manifest.name, manifest.version, annotation.classes, digest, parts, **counts)
 
 
 def seen(boxes: Sequence[Box], window: tuple[int, int, int, int]) -> list[Box]:
     """Return the parts of boxes that a window shows, in the coordinates of the whole image."""
     return [cut for box in boxes if (cut := _boxes.clip(box, *window)) is not None]
-
-
-def _read(manifest: Manifest, root: Path | None) -> list[Record]:
-    """Check the digests of the annotation files and let the reader read; every label must be a class."""
-    for name, wanted in manifest.files.items():
-        if root is not None and (file := inside(root, name, where="[files]")).is_file():
-            _check_file(file, wanted)
-    reader = readers.get(manifest.reader.name)
-    given = reader.parameters.model_validate(manifest.reader.parameters)
-    records: list[Record] = reader.function(
-        root, **{name: getattr(given, name) for name in type(given).model_fields}
-    )
-    if not records:
-        raise DataError(f"the reader {reader.name!r} found no samples under {root}")
-    for record in records:
-        if record.label not in manifest.classes:
-            raise DataError(
-                f"{record.where or f'data set {manifest.name!r}, sample {record.id!r}'}: the label"
-                f" {record.label!r} is no class of the manifest{suggest(record.label, manifest.classes)}"
-            )
-    return records
-
-
-def _check_file(path: Path, wanted: str) -> None:
-    found = digest_of_file(path)
-    if found != wanted:
-        raise DataError(
-            f"{path}: the file is not the one of the manifest (SHA-256 {found}, wanted {wanted}): fetch it"
-            " again, or write the new digest into the manifest and raise its version"
-        )
 
 
 def _present(divided: Mapping[str, Sequence[Record]], may_miss: float) -> tuple[dict[str, list[Record]], int]:

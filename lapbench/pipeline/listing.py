@@ -31,7 +31,8 @@ def data() -> Lines:
     for path in shipped("data_manifests"):
         found = load_manifest(path)
         where = "embedded" if found.embedded else found.url
-        lines.append((found.name, ", ".join(found.classes), found.licence, where, found.title))
+        classes = f"{found.class_list.count} classes" if found.class_list else ", ".join(found.classes)
+        lines.append((found.name, classes, found.licence, where, found.title))
     return ("data", "classes", "licence", "where", "title"), lines
 
 

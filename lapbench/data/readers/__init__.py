@@ -5,6 +5,7 @@ from lapbench.data.readers.coco import read_coco
 from lapbench.data.readers.csv_boxes import read_csv_boxes
 from lapbench.data.readers.deeppcb import read_deeppcb
 from lapbench.data.readers.folders import read_class_folders, read_mask_folders
+from lapbench.data.readers.rsna import read_rsna
 from lapbench.data.readers.voc import read_voc
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "read_deeppcb",
     "read_digits",
     "read_mask_folders",
+    "read_rsna",
     "read_voc",
 ]
