@@ -1,13 +1,12 @@
 """The annotation of a data set: what its reader says of all of its images, held against the manifest."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from lapbench.data.class_list import read_class_list
 from lapbench.data.manifest import ClassList, Manifest
 from lapbench.data.paths import describe_folder, inside
 from lapbench.data.record import Record
-from lapbench.data.text import read_lines, read_text
 from lapbench.digest import digest_of_file
 from lapbench.errors import DataError, suggest
 from lapbench.registry import readers
@@ -101,21 +100,10 @@ def _listed_classes(listed: ClassList | None, root: Path | None) -> tuple[str, .
             f"{root}: no list of the classes here; looked for {' and '.join(listed.files)},"
             f" found {describe_folder(root)}"
         )
-    names = _indexed(path) if path.suffix == ".json" else [line.split()[0] for _, line in read_lines(path)]
-    if len(names) != listed.count or len(set(names)) != listed.count:
+    names = read_class_list(path)
+    if len(names) != listed.count:
         raise DataError(
-            f"{path}: wanted {listed.count} different classes, found {len(set(names))} in {len(names)} lines:"
-            " complete the file, or name the classes in a manifest of your own"
+            f"{path}: wanted {listed.count} classes, found {len(names)}: complete the file, or name the"
+            " classes in a manifest of your own"
         )
-    return tuple(names)
-
-
-def _indexed(path: Path) -> list[str]:
-    """Return the first cells of a JSON table ``{"0": ["n01440764", "tench"], …}`` in order of the number."""
-    try:
-        table = json.loads(read_text(path))
-        return [str(table[str(number)][0]) for number in range(len(table))]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise DataError(
-            f'{path}: wanted {{"0": ["n01440764", "tench"], …}}, numbered from 0 without a gap ({error!r})'
-        ) from None
+    return names
