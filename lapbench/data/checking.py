@@ -118,7 +118,7 @@ def check_data(
         _unreadable(pictures, decode=decode),
         _sizes(there, pictures),
         *_boxes(there, pictures),
-        _rows(divided),
+        count_rows(divided),
         _torn(divided),
         *_duplicates(divided, pictures),
     ]
@@ -268,7 +268,7 @@ def _boxes(records: Sequence[Record], pictures: Pictures) -> Iterator[Finding]:
         yield Finding("note", "boxes cut at the border", _some(beyond))
 
 
-def _rows(divided: Divided) -> Finding:
+def count_rows(divided: Divided) -> Finding:
     """Say how many images the boxes are, and how many groups the images: neither is counted by rows."""
     records = [record for members in divided.values() for record in members]
     boxes, shown = sum(len(r.boxes) for r in records), sum(bool(r.boxes) for r in records)

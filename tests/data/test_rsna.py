@@ -3,6 +3,7 @@ import pytest
 
 from lapbench.data import describe, load_manifest, open_dataset
 from lapbench.data.annotation import read_annotation
+from lapbench.data.checking import check_data, count_rows
 from lapbench.data.readers.rsna import read_rsna
 from lapbench.data.splits import divide
 from lapbench.errors import DataError, DefinitionError
@@ -183,6 +184,20 @@ def test_a_radiograph_of_another_size_is_refused(published, write_dicom):
         open_dataset(load_manifest("rsna"), root=published, image_size=(64, 64))
 
 
+def test_the_folder_as_published_is_checked(published):
+    report = check_data(load_manifest("rsna"), root=published)
+    told = {finding.what: finding for finding in report.findings}
+    assert [f for f in report.findings if f.state == "fault"] == []
+    assert told["rows and images"].detail.startswith("16 boxes in 8 images, 16 images in 16 groups; rows of")
+    assert told["classes"].detail == "left out as no class of the manifest: 8 'abnormal'"
+    assert sum(count.samples for count in report.counts) == 16
+    broken = published / "rsna/stage_2_train_images/patient-01.dcm"
+    broken.write_bytes(broken.read_bytes()[:-100])
+    [fault] = [f for f in check_data(load_manifest("rsna"), root=published).findings if f.state == "fault"]
+    assert fault.what == "unreadable images"
+    assert "patient-01.dcm: broken or truncated" in fault.detail
+
+
 # ------------------------------------------------------------------------------------ the genuine files
 
 
@@ -210,6 +225,9 @@ def test_rows_are_not_patients(genuine_labels):
     assert sum(len(r.boxes) for r in ill) == 9555
     assert len(annotation.records) == 6012 + 8851
     assert annotation.dropped == {"abnormal": 11_821}
+    assert count_rows({"all": annotation.records}).detail.startswith(
+        "9,555 boxes in 6,012 images, 14,863 images in 14,863 groups; rows of boxes are not images"
+    )
     divided = divide(annotation.records, manifest.splits, genuine_labels)
     assert sum(map(len, divided.values())) == len({r.group for rs in divided.values() for r in rs}) == 14_863
     shares = {name: len(records) / 14_863 for name, records in divided.items()}
