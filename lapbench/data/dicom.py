@@ -45,8 +45,7 @@ def read_dicom(path: Path, *, max_pixels: int) -> FloatArray:
         least, brightness = _brightness(header, path)
         stored = header.pixel_array
     # bits above the stored ones may hold anything: some writers leave an overlay there
-    index = np.clip(stored.astype(np.int32) - least, 0, len(brightness) - 1)
-    image: FloatArray = brightness[index][None]
+    image: FloatArray = np.take(brightness, stored - np.int32(least) if least else stored, mode="clip")[None]
     return image
 
 
