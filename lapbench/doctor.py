@@ -54,6 +54,10 @@ def _packages() -> list[Finding]:
         except PackageNotFoundError:
             findings.append(Finding("fault", name, f"not installed: pip install {name}"))
     try:
+        findings.append(Finding("ok", "pydicom", version("pydicom")))
+    except PackageNotFoundError:
+        findings.append(Finding("absent", "pydicom", "DICOM images need it: pip install 'lapbench[dicom]'"))
+    try:
         importlib.import_module("torchvision.ops")
     except (ImportError, RuntimeError) as error:
         mend = (

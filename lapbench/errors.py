@@ -19,6 +19,8 @@ Every message says where, what was found, what was wanted and what to do.
 import difflib
 from collections.abc import Iterable
 
+_MOST_NAMES = 60  # of a thousand classes nobody reads the list
+
 
 class LapbenchError(Exception):
     """The root of all errors that lapbench raises on purpose."""
@@ -72,9 +74,12 @@ class ResultError(LapbenchError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence that offers the nearest right name, or all names when none is near."""
+    """Return the end of a sentence that offers the nearest right name, or known ones when none is near."""
     names = sorted(known)
     if not names:
         return "; nothing is registered"
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"; known: {', '.join(names[:_MOST_NAMES])}{more}"

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from lapbench.cli import about, checks, folders, gating, maps, stages
+from lapbench.cli import about, checks, data, folders, gating, maps, stages
 
 app = typer.Typer(
     name="lapbench",
@@ -22,6 +22,7 @@ app = typer.Typer(
 for group in (stages, gating, folders, about):
     app.add_typer(group.app)
 app.add_typer(checks.app, name="check")
+app.add_typer(data.app, name="data")
 app.add_typer(maps.app, name="maps")
 
 

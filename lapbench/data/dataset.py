@@ -10,15 +10,15 @@ from typing import Literal, overload
 import numpy as np
 
 from lapbench.data import boxes as _boxes
+from lapbench.data.annotation import check_named_files, read_annotation
 from lapbench.data.images import from_bytes, read_image, read_mask, resize_image, resize_mask, to_channels
 from lapbench.data.inspection import Inspector
 from lapbench.data.manifest import Manifest
-from lapbench.data.paths import find_root, inside
+from lapbench.data.paths import find_root
 from lapbench.data.record import Drawn, MaskFile, Record
 from lapbench.data.splits import divide, mixed
-from lapbench.digest import digest_of, digest_of_file
-from lapbench.errors import DataError, UnknownNameError, suggest
-from lapbench.registry import readers
+from lapbench.digest import digest_of
+from lapbench.errors import DataError, UnknownNameError
 from lapbench.types import Box, FloatArray, IntArray, MaskArray, Sample
 
 PIXELS_VERSION = 1
@@ -47,12 +47,26 @@ class View:
 
 
 class Split(Sequence[Sample]):
-    """The samples of one split in their fixed order; each is decoded when it is asked for."""
+    """The samples of one split in their fixed order; each is decoded when it is asked for.
 
-    def __init__(self, name: str, entries: Sequence[Entry], view: View) -> None:
+    decoded: the images (n, C, H, W) of these samples, where they are known already. keep_in: a folder for
+    decoded images; see `lapbench.data.decoded`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        entries: Sequence[Entry],
+        view: View,
+        *,
+        decoded: FloatArray | None = None,
+        keep_in: Path | None = None,
+    ) -> None:
         self.name = name
         self.entries = tuple(entries)
         self.view = view
+        self.decoded = decoded
+        self.keep_in = keep_in
         self._images: OrderedDict[Path, FloatArray] = OrderedDict()
 
     @cached_property
@@ -86,19 +100,29 @@ class Split(Sequence[Sample]):
     def __getitem__(self, index: slice) -> "Split": ...
     def __getitem__(self, index: int | slice) -> "Sample | Split":
         if isinstance(index, slice):
-            return Split(self.name, self.entries[index], self.view)
+            known = None if self.decoded is None else self.decoded[index]
+            return Split(self.name, self.entries[index], self.view, decoded=known, keep_in=self.keep_in)
         entry = self.entries[index]
         record = entry.record
         x0, y0, x1, y1 = _window(entry)
         height, width = self.view.image_size
-        pixels = self._pixels(record.source)[:, y0:y1, x0:x1]
-        image = resize_image(to_channels(pixels, self.view.channels), (height, width))
         shown = self.boxes(index)
         if record.mask is None:
             mask = _boxes.rasterise(shown, height, width)
         else:
             mask = resize_mask(_whole_mask(record.mask)[y0:y1, x0:x1], (height, width))
-        return Sample(record.id, image, int(self.labels[index]), shown, mask)
+        return Sample(record.id, self.image(index), int(self.labels[index]), shown, mask)
+
+    def image(self, index: int) -> FloatArray:
+        """Return the image of a sample (C, H, W) in [0, 1]."""
+        if self.decoded is not None:
+            return np.array(self.decoded[index])
+        entry = self.entries[index]
+        x0, y0, x1, y1 = _window(entry)
+        pixels = self._pixels(entry.record.source)[:, y0:y1, x0:x1]
+        if len(pixels) == 1:  # grey is resized once, not in every channel that it is repeated in
+            return to_channels(resize_image(pixels, self.view.image_size), self.view.channels)
+        return resize_image(to_channels(pixels, self.view.channels), self.view.image_size)
 
     def boxes(self, index: int) -> tuple[Box, ...]:
         """Return the boxes of a sample in pixels of the size that the network sees; nothing is decoded."""
@@ -158,66 +182,41 @@ def open_dataset(
     channels: Literal[1, 3] = 3,
     limit: int | None = None,
     digest_cache: Path | None = None,
+    decoded_cache: Path | None = None,
 ) -> Dataset:
     """Open a data set: read the annotation, divide it into splits, and inspect every image that is kept.
 
     root: the data root; see `lapbench.data.paths.find_root`. image_size: height and width of every sample.
     limit: keeps the first samples of each split. digest_cache: a folder where digests of image files are
-    kept. Errors: DataError for missing or contradictory files, DefinitionError for contradictory parameters.
+    kept. decoded_cache: a folder where images of splits that are too large for memory may be kept, decoded.
+    Errors: DataError for missing or contradictory files, DefinitionError for contradictory parameters.
     """
     if min(image_size) < 1 or (limit is not None and limit < 1):
         raise ValueError(f"image_size and limit must be positive, found {image_size} and {limit}")
     folder = find_root(manifest, root)
-    divided, n_missing = _present(divide(_read(manifest, folder), manifest.splits, folder), manifest.may_miss)
-    view = View(image_size, channels, manifest.classes)
+    check_named_files(manifest, folder)
+    annotation = read_annotation(manifest, folder)
+    divided, n_missing = _present(divide(annotation.records, manifest.splits, folder), manifest.may_miss)
+    view = View(image_size, channels, annotation.classes)
     counts = {"n_missing": n_missing, "n_clipped": 0, "n_outside": 0}
     inspector = Inspector(digest_cache)
     parts = {}
     for name, records in divided.items():
-        kept = mixed(records, manifest.classes)[:limit]
+        kept = mixed(records, annotation.classes)[:limit]
         if not kept:
             raise DataError(
                 f"data set {manifest.name!r}: not one image of split {name!r} is there, looked under {folder}"
             )
-        parts[name] = Split(name, [_inspect(r, inspector, counts) for r in kept], view)
+        entries = [_inspect(record, inspector, counts) for record in kept]
+        parts[name] = Split(name, entries, view, keep_in=decoded_cache)
     inspector.save()
     digest = digest_of([manifest.name, manifest.version, {name: part.digest for name, part in parts.items()}])
-    return Dataset(manifest.name, manifest.version, manifest.classes, digest, parts, **counts)
+    return Dataset(manifest.name, manifest.version, annotation.classes, digest, parts, **counts)
 
 
 def seen(boxes: Sequence[Box], window: tuple[int, int, int, int]) -> list[Box]:
     """Return the parts of boxes that a window shows, in the coordinates of the whole image."""
     return [cut for box in boxes if (cut := _boxes.clip(box, *window)) is not None]
-
-
-def _read(manifest: Manifest, root: Path | None) -> list[Record]:
-    """Check the digests of the annotation files and let the reader read; every label must be a class."""
-    for name, wanted in manifest.files.items():
-        if root is not None and (file := inside(root, name, where="[files]")).is_file():
-            _check_file(file, wanted)
-    reader = readers.get(manifest.reader.name)
-    given = reader.parameters.model_validate(manifest.reader.parameters)
-    records: list[Record] = reader.function(
-        root, **{name: getattr(given, name) for name in type(given).model_fields}
-    )
-    if not records:
-        raise DataError(f"the reader {reader.name!r} found no samples under {root}")
-    for record in records:
-        if record.label not in manifest.classes:
-            raise DataError(
-                f"{record.where or f'data set {manifest.name!r}, sample {record.id!r}'}: the label"
-                f" {record.label!r} is no class of the manifest{suggest(record.label, manifest.classes)}"
-            )
-    return records
-
-
-def _check_file(path: Path, wanted: str) -> None:
-    found = digest_of_file(path)
-    if found != wanted:
-        raise DataError(
-            f"{path}: the file is not the one of the manifest (SHA-256 {found}, wanted {wanted}): fetch it"
-            " again, or write the new digest into the manifest and raise its version"
-        )
 
 
 def _present(divided: Mapping[str, Sequence[Record]], may_miss: float) -> tuple[dict[str, list[Record]], int]:

@@ -2,7 +2,7 @@
 
 Whatever the file's form, an image is (C, H, W) in [0, 1] with C = 1 for grey and 3 for colour, as it is meant
 to be displayed: rotated as its EXIF tag says, transparent parts composed over white, 16-bit grey divided by
-65535.
+65535, DICOM rescaled and windowed as its header says.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from scipy import ndimage
 
+from lapbench.data.dicom import is_dicom, read_dicom, read_dicom_size
 from lapbench.errors import DataError
 from lapbench.types import Array, FloatArray, MaskArray
 
@@ -31,14 +32,19 @@ _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 def read_image(path: Path) -> FloatArray:
     """Decode an image file: (C, H, W) float32 in [0, 1], C = 1 for grey and 3 for colour.
 
-    Errors: DataError naming the file that is missing, empty, truncated, too large or no image.
+    Errors: DataError naming the file that is missing, empty, truncated, too large or no image;
+    MissingLibraryError for DICOM without pydicom.
     """
+    if is_dicom(path):
+        return read_dicom(path, max_pixels=MAX_PIXELS)
     with _opened(path) as image:
         return _to_float(ImageOps.exif_transpose(image), image.format, path)
 
 
 def read_size(path: Path) -> tuple[int, int]:
     """Return height and width of the displayed image, from the header alone. Errors: as `read_image`."""
+    if is_dicom(path):
+        return read_dicom_size(path, max_pixels=MAX_PIXELS)
     with _opened(path) as image:
         width, height = image.size
         if isinstance(image, TiffImageFile):  # of which some versions of Pillow give the turned size

@@ -1,7 +1,7 @@
 """A data manifest: what a data set is, where it comes from, and how it is read and split."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -55,15 +55,28 @@ class Part(Table):
         return self
 
 
+class ClassList(Table):
+    """Class names that stand in a file of the data set, being too many for a manifest, in order of labels.
+
+    files: paths under the data root, of which the first that is there counts: text with a name at the start
+    of each line, or JSON of the form ``{"0": ["n01440764", "tench"], …}``. count: how many classes there are,
+    so that a folder with some of them is not taken for the data set.
+    """
+
+    files: Annotated[tuple[str, ...], Field(min_length=1)]
+    count: PositiveInt
+
+
 class Manifest(Table):
     """What a data set is.
 
-    classes: their order gives the labels. folder: where the data lies under a data root that holds several
-    data sets. root: the data root where neither an option nor the environment names one, relative to the
-    manifest. embedded: the reader makes the images itself; no files are looked for. may_miss: the largest
-    share of samples whose image may be absent; they are left out and counted. files: SHA-256 of annotation
-    files by their path under the root, checked where the file is there. splits: declared splits; none: as the
-    reader yields them.
+    classes: their order gives the labels; or class_list: the file that lists them. folder: where the data
+    lies under a data root that holds several data sets. root: the data root where neither an option nor the
+    environment names one, relative to the manifest. unlisted: whether a sample whose label is no class is
+    refused, or dropped on purpose (the third class of a two-class task). embedded: the reader makes the
+    images itself; no files are looked for. may_miss: the largest share of samples whose image may be absent;
+    they are left out and counted. files: SHA-256 of annotation files by their path under the root, checked
+    where the file is there. splits: declared splits; none: as the reader yields them.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -73,7 +86,9 @@ class Manifest(Table):
     licence: str
     url: str = ""
     citation: str = ""
-    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    classes: tuple[str, ...] = ()
+    class_list: ClassList | None = None
+    unlisted: Literal["refuse", "drop"] = "refuse"
     embedded: bool = False
     folder: str = ""
     root: Path | None = None
@@ -84,10 +99,12 @@ class Manifest(Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if bool(self.classes) == (self.class_list is not None):
+            raise ValueError("give either classes or class_list")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"class names must differ (found {list(self.classes)})")
-        if self.embedded and (self.folder or self.root or self.files):
-            raise ValueError("an embedded data set has no folder, root or files")
+        if self.embedded and (self.folder or self.root or self.files or self.class_list):
+            raise ValueError("an embedded data set has no folder, root, files or class_list")
         _check_shares(self.splits)
         return self
 

@@ -39,6 +39,15 @@ def find_root(manifest: Manifest, given: Path | None) -> Path | None:
     return own if own.is_dir() else base
 
 
+def describe_folder(folder: Path, most: int = 6) -> str:
+    """Say what a folder holds, for the sentence that it is the wrong one: the first names, and how many."""
+    if not folder.is_dir():
+        return "no such folder"
+    names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest if names else "an empty folder"
+
+
 def inside(root: Path, path: str, *, where: str) -> Path:
     """Return root / path. Errors: DataError naming ``where`` for a path that is empty or leaves the root."""
     parts = path.replace("\\", "/").split("/")

@@ -52,3 +52,8 @@ class Record:
     group: str = ""
     declared_size: tuple[int, int] | None = None
     where: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What splits keep whole: the group, or the sample itself."""
+        return self.group or self.id

@@ -19,6 +19,23 @@ def divide(
     Errors: DataError for an id that occurs twice, a listed id that does not exist, a sample in two splits,
     a group torn apart between splits, and a split without samples.
     """
+    divided = assign(records, splits, root)
+    for unit, (first, second) in torn_units(divided).items():
+        one, other = (next(r for r in divided[name] if r.unit == unit) for name in (first, second))
+        raise DataError(
+            f"samples {one.id!r} and {other.id!r} belong together (group {unit!r}) but stand in the splits"
+            f" {first!r} and {second!r}: the scores would be measured on what was learnt"
+        )
+    return divided
+
+
+def assign(
+    records: Sequence[Record], splits: Mapping[str, Part], root: Path | None
+) -> dict[str, list[Record]]:
+    """Return the records of every split as `divide` does, but let groups be torn apart.
+
+    Errors: DataError as `divide`, but for groups.
+    """
     _check_ids(records)
     if splits:
         divided = {name: _members(name, part, records, root) for name, part in splits.items()}
@@ -30,8 +47,19 @@ def divide(
     for name, members in divided.items():
         if not members:
             raise DataError(f"the split {name!r} has no samples{_source_hint(splits.get(name), records)}")
-    _check_groups(divided)
     return divided
+
+
+def torn_units(divided: Mapping[str, Iterable[Record]]) -> dict[str, tuple[str, str]]:
+    """Return the groups that stand in two splits, each with the first and the last of those splits."""
+    home: dict[str, str] = {}
+    torn = {}
+    for name, members in divided.items():
+        for record in members:
+            first = home.setdefault(record.unit, name)
+            if first != name:
+                torn[record.unit] = (first, name)
+    return torn
 
 
 def mixed(records: Iterable[Record], classes: Sequence[str]) -> list[Record]:
@@ -60,7 +88,7 @@ def _members(name: str, part: Part, records: Sequence[Record], root: Path | None
         return _listed(name, part.ids, records, root)
     low, high = part.share
     own = [record for record in records if part.source is None or record.split == part.source]
-    return [record for record in own if low <= share_of(record.group or record.id, part.seed) < high]
+    return [record for record in own if low <= share_of(record.unit, part.seed) < high]
 
 
 def _listed(name: str, file: str, records: Sequence[Record], root: Path | None) -> list[Record]:
@@ -94,16 +122,3 @@ def _check_ids(records: Sequence[Record]) -> None:
                 f"{record.where}: the id {record.id!r} occurs twice, first at {seen[record.id].where}"
             )
         seen[record.id] = record
-
-
-def _check_groups(divided: Mapping[str, Sequence[Record]]) -> None:
-    home: dict[str, tuple[str, str]] = {}
-    for name, members in divided.items():
-        for record in members:
-            split, first = home.setdefault(record.group or record.id, (name, record.id))
-            if split != name:
-                raise DataError(
-                    f"samples {first!r} and {record.id!r} belong together (group"
-                    f" {record.group or record.id!r}) but stand"
-                    f" in the splits {split!r} and {name!r}: the scores would be measured on what was learnt"
-                )

@@ -166,6 +166,7 @@ class Job:
             channels=data.channels,
             limit=self.workspace.limit,
             digest_cache=self.workspace.cache / "digests",
+            decoded_cache=self.workspace.cache / "decoded",
         )
         check_names(self.benchmark, dataset)
         return dataset

@@ -31,7 +31,9 @@ def data() -> Lines:
     for path in shipped("data_manifests"):
         found = load_manifest(path)
         where = "embedded" if found.embedded else found.url
-        lines.append((found.name, ", ".join(found.classes), found.licence, where, found.title))
+        count = found.class_list.count if found.class_list else len(found.classes)
+        classes = ", ".join(found.classes) if count <= 10 and found.classes else f"{count} classes"
+        lines.append((found.name, classes, found.licence, where, found.title))
     return ("data", "classes", "licence", "where", "title"), lines
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lapbench.benchmark import Data
 from lapbench.data import Split
+from lapbench.data.decoded import keep_decoded
 from lapbench.types import Box, IntArray
 
 MEMORY_BUDGET = 2 * 2**30
@@ -65,12 +66,17 @@ class OnDemand:
 
 
 def tabulate(split: Split, *, truth: bool, budget: int = MEMORY_BUDGET) -> Table:
-    """Return a split ready for random access, decoded at once when that takes at most budget bytes."""
+    """Return a split ready for random access, decoded at once when that takes at most budget bytes.
+
+    A larger one is decoded once into a file, where the split has a folder for it and the disk has the room.
+    """
     first = split[0]
-    # a split keeps its last files open for the next sample, so threads must not share one
-    readers = tuple(split[:] for _ in range(min(8, os.cpu_count() or 1)))
     bytes_each = first.image.nbytes + (first.mask.nbytes if truth else 0)
-    if bytes_each * len(split) > budget:
+    fits = bytes_each * len(split) <= budget
+    source = split if fits else keep_decoded(split)
+    # a split keeps its last files open for the next sample, so threads must not share one
+    readers = tuple(source[:] for _ in range(min(8, os.cpu_count() or 1)))
+    if not fits:
         return OnDemand(readers, truth)
     return InMemory(_decode(readers, np.arange(len(split)), truth=truth))
 

@@ -25,6 +25,18 @@ def test_a_table_gives_the_samples_of_the_split(budget):
         assert boxes == [[b.x0, b.y0, b.x1, b.y1] for b in sample.boxes]
 
 
+def test_a_split_too_large_for_memory_is_decoded_once_into_its_folder(tmp_path):
+    squares = split("train", 0, 20)
+    wanted = tabulate(squares, truth=True, budget=0).take(np.arange(20))
+    squares.keep_in = tmp_path
+    table = tabulate(squares, truth=True, budget=0)
+    assert isinstance(table, OnDemand)
+    [file] = tmp_path.iterdir()
+    assert np.array_equal(np.load(file), wanted.images.numpy())
+    for found, expected in zip(table.take(np.arange(20)), wanted, strict=True):
+        assert torch.equal(found.nan_to_num(), expected.nan_to_num())
+
+
 @pytest.mark.parametrize("budget", [0, 2**30])
 def test_truth_is_left_out_when_it_is_not_asked_for(budget):
     batch = tabulate(split("train", 0, 6), truth=False, budget=budget).take(np.arange(6))

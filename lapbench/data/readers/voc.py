@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 import defusedxml
 from defusedxml import ElementTree
 
-from lapbench.data.boxes import to_half_open
+from lapbench.data.boxes import Base, to_half_open
 from lapbench.data.paths import inside
 from lapbench.data.record import Record
 from lapbench.data.text import numbers, read_lines, read_text
@@ -49,11 +49,19 @@ def read_voc(
         ]  # fmt: skip
         label = labels_by_boxes[bool(found)] if labels_by_boxes else _label(found, path)
         image = inside(root, f"{images}/{_text(tree, 'filename', path)}", where=str(path))
-        boxes = tuple(_box(item, path) for item in found)
+        boxes = tuple(_box(item, path, 1) for item in found)
         records.append(
             Record(name, split, label, image, boxes, declared_size=_size(tree, path), where=str(path))
         )
     return records
+
+
+def read_objects(path: Path, *, base: Base) -> list[tuple[str, Box]]:
+    """Return class name and box of every object of an XML file, whose boxes include their last pixel.
+
+    Errors: DataError naming the file.
+    """
+    return [(_text(item, "name", path), _box(item, path, base)) for item in _parse(path).iter("object")]
 
 
 def _ids(root: Path, annotations: str, lists: dict[str, str] | None) -> Iterator[tuple[str, str]]:
@@ -89,12 +97,12 @@ def _text(item: Element, name: str, path: Path) -> str:
     return text
 
 
-def _box(item: Element, path: Path) -> Box:
+def _box(item: Element, path: Path, base: Base) -> Box:
     bounds = item.find("bndbox")
     if bounds is None:
         raise DataError(f"{path}: <object> has no <bndbox>")
     cells = [_text(bounds, name, path) for name in ("xmin", "ymin", "xmax", "ymax")]
-    return to_half_open(numbers(cells, where=str(path)), "xyxy-inclusive", 1, where=str(path))
+    return to_half_open(numbers(cells, where=str(path)), "xyxy-inclusive", base, where=str(path))
 
 
 def _size(tree: Element, path: Path) -> tuple[int, int] | None:
