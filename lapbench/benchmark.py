@@ -23,6 +23,8 @@ from lapbench.toml import Table, read_toml
 
 T = TypeVar("T", bound=Table)
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+NO_NETWORK = "no network"
+"""What stands in the place of the model where a row is a control that knows none."""
 RowName = Annotated[
     str, Field(pattern=r"^[^,\r\n]+$", max_length=60)
 ]  # commas separate names on the command line
@@ -249,6 +251,8 @@ class Protocol(Table):
 class Term(Table):
     """One score that a claim speaks of: of an explainer on a model or, without explainer, of the model.
 
+    The model of a control is "no network".
+
     measure: iou, pointing_game, energy or any other score of a row; of a model accuracy, balanced_accuracy,
     sensitivity, specificity, or of its LAP number l alone predictivity_l and faithfulness_l.
     """
@@ -315,11 +319,12 @@ class Benchmark(Table):
 
     @model_validator(mode="after")
     def _claims_speak_of_what_is_there(self) -> Self:
-        models, rows = {m.name for m in self.models}, {e.row for e in self.explainers}
+        models = {NO_NETWORK, *(m.name for m in self.models)}
+        rows = {e.row for e in self.explainers}
         faults = []
         for claim in self.claims:
             for term in sorted({term for pair in claim.pairs for term in pair}, key=lambda term: term.text):
-                if term.model not in models:
+                if term.model not in models or (term.model == NO_NETWORK and term.explainer is None):
                     faults.append(f"claim {claim.id}: no model {term.model!r}{suggest(term.model, models)}")
                 if term.explainer is not None and term.explainer not in rows:
                     hint = suggest(term.explainer, rows)
@@ -401,7 +406,7 @@ def select(
         kept_explainers = tuple(e for e in kept_explainers if e.name in explainers or e.row in explainers)
     if seed is not None:
         kept_models = tuple(m if m.weights else m.model_copy(update={"seeds": (seed,)}) for m in kept_models)
-    there = {m.name for m in kept_models}, {None, *(e.row for e in kept_explainers)}
+    there = {NO_NETWORK, *(m.name for m in kept_models)}, {None, *(e.row for e in kept_explainers)}
     claims = tuple(
         claim
         for claim in benchmark.claims

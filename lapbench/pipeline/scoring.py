@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from lapbench.benchmark import NO_NETWORK
 from lapbench.digest import plain
 from lapbench.errors import StoreError
 from lapbench.pipeline import measures
@@ -41,9 +42,6 @@ from lapbench.store import Shard
 from lapbench.types import FloatArray, MaskArray
 
 Scores: TypeAlias = npt.NDArray[np.float64]
-
-CONTROLS = "no network"
-"""What stands in the model column of a control that knows no network."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def _score(job: Job, row: RowSource, samples: Samples) -> Iterator[ScoredRow]:
             images=ImageScores(
                 benchmark=job.benchmark.name,
                 benchmark_version=job.benchmark.version,
-                model=row.model.name if row.model else CONTROLS,
+                model=row.model.name if row.model else NO_NETWORK,
                 explainer=row.explainer.row,
                 selection=selection,
                 randomised=row.randomised,
@@ -260,7 +258,7 @@ def _row(
     elif n_failed:
         reason = f"{n_failed} of {n} maps hold NaN or infinity"
     return Row(
-        model=row.model.name if row.model else CONTROLS,
+        model=row.model.name if row.model else NO_NETWORK,
         explainer=row.explainer.row,
         selection=selection,
         mean=iou.mean,
@@ -359,7 +357,7 @@ def _failed(job: Job, row: RowSource, selection: Selection, reason: str) -> Scor
     """A row without numbers."""
     n = sum(len(block.indices) for block in job.blocks("score"))
     spec = row.sources[0].spec
-    model = row.model.name if row.model else CONTROLS
+    model = row.model.name if row.model else NO_NETWORK
     return ScoredRow(
         row=Row(
             model=model, explainer=row.explainer.row, selection=selection, n_failed=n, complete=False,
