@@ -1,5 +1,6 @@
 """Claims held against results: each holds, does not hold, or cannot be decided."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
@@ -112,6 +113,7 @@ def judge_claim(
                 high=found.high,
                 n=found.n,
                 trainings=min(len(table) for table in scores),
+                reason="one image alone has no interval" if math.isnan(found.low) else "",
             )
         )
     holds = all(part.low is not None and part.low > bar for part in parts)

@@ -1,6 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from lapbench.benchmark import shipped
+from lapbench.cli import app
 from lapbench.data import describe, load_manifest, open_dataset
 from lapbench.data.annotation import read_annotation
 from lapbench.data.checking import check_data, count_rows
@@ -128,9 +133,14 @@ def test_the_place_of_the_id_is_declared(tables):
 
 @pytest.fixture
 def published(tmp_path, write_dicom):
-    """The challenge's folder in small: radiographs of 1024 pixels, in JPEG, some of them MONOCHROME1."""
+    """The challenge's folder in small."""
+    return publish(tmp_path, write_dicom, patients=24)
+
+
+def publish(folder, write_dicom, *, patients):
+    """Write JPEG radiographs of 1024 pixels, some of them MONOCHROME1, with boxes; return the data root."""
     labels, classes = ["patientId,x,y,width,height,Target"], ["patientId,class"]
-    for number in range(24):
+    for number in range(patients):
         name, kind = (
             f"patient-{number:02d}",
             ("Normal", "Lung Opacity", "No Lung Opacity / Not Normal")[number % 3],
@@ -145,14 +155,14 @@ def published(tmp_path, write_dicom):
         classes.append(f"{name},{kind}")
         is_turned = number % 2
         write_dicom(
-            tmp_path / f"rsna/stage_2_train_images/{name}.dcm",
+            folder / f"rsna/stage_2_train_images/{name}.dcm",
             255 - pixels if is_turned else pixels,
             jpeg=True,
             PhotometricInterpretation="MONOCHROME1" if is_turned else "MONOCHROME2",
         )  # fmt: skip
-    (tmp_path / "rsna/stage_2_train_labels.csv").write_text("\n".join(labels) + "\n")
-    (tmp_path / "rsna/stage_2_detailed_class_info.csv").write_text("\n".join(classes) + "\n")
-    return tmp_path
+    (folder / "rsna/stage_2_train_labels.csv").write_text("\n".join(labels) + "\n")
+    (folder / "rsna/stage_2_detailed_class_info.csv").write_text("\n".join(classes) + "\n")
+    return folder
 
 
 def test_the_folder_as_published(published):
@@ -196,6 +206,38 @@ def test_the_folder_as_published_is_checked(published):
     [fault] = [f for f in check_data(load_manifest("rsna"), root=published).findings if f.state == "fault"]
     assert fault.what == "unreadable images"
     assert "patient-01.dcm: broken or truncated" in fault.detail
+
+
+def test_from_the_folder_to_the_claims(tmp_path, write_dicom, monkeypatch):
+    """The shipped definition in short: from the check of the data to Table II, as a laboratory would."""
+    data = publish(tmp_path / "data", write_dicom, patients=120)
+    monkeypatch.chdir(tmp_path)
+    [shipped_file] = [path for path in shipped("benchmarks") if path.stem == "rsna"]
+    short = shipped_file.read_text(encoding="utf-8")
+    for long, less in (
+        ("seeds = [0, 1, 2]", "seeds = [0]"),
+        ("epochs = 300", "epochs = 1\niterations = 2"),
+        ("batch_size = 64", "batch_size = 4"),
+        ('"resnet18"', '"resnet18"\nparameters = { width = 8 }'),
+        ("image_size = [224, 224]", "image_size = [64, 64]"),
+        ('target = "pneumonia"', 'target = "pneumonia"\nresamples = 99\nrandomised_weights = false'),
+    ):
+        assert long in short
+        short = short.replace(long, less)
+    Path("short.toml").write_text(short, encoding="utf-8")
+
+    def lapbench(*arguments):
+        result = CliRunner().invoke(app, [*arguments, "--data", str(data)])
+        assert result.exit_code in (0, 3), result.output  # networks of two steps draw some flat maps
+        return result.stdout
+
+    assert "80 boxes in 40 images" in lapbench("data", "check", "rsna")
+    assert "BB-LAP ResNet-18" in lapbench("run", "short.toml", "--cache", "cache")
+    verdicts = lapbench("claims", "short.toml", "--cache", "cache")
+
+    for claim in ("T1a-WS", "T1b-boxes", "T2a-BB", "T2b-WS", "C4-BB", "C6"):
+        assert claim in verdicts
+    assert Path("reports/rsna/claims.md").is_file() and Path("reports/rsna/maps.png").is_file()
 
 
 # ------------------------------------------------------------------------------------ the genuine files

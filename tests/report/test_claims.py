@@ -92,22 +92,26 @@ def test_what_is_missing_decides_nothing_and_says_why():
     lost = judge_claim(claim, [(scores(0.6, 1), missing), (scores(0.6, 1), scores(0.7, 2))])
     assert lost.verdict == "does not hold"  # whatever the missing one says
 
+    one = [Found(np.array([[mean]]), ("image-0",)) for mean in (0.6, 0.5)]
+    (part,) = judge_claim(Claim(id="x", says="y", higher=A, than=(B,)), [(one[0], one[1])]).parts
+    assert (part.n, part.low, part.text) == (1, None, "one image alone has no interval")
+
     apart = Found(scores(0.5, 2).scores, tuple(f"other-{n}" for n in range(N)))
     alone = judge_claim(Claim(id="x", says="y", higher=A, than=(B,)), [(scores(0.6, 1), apart)])
     assert alone.parts[0].reason == "the two have no image in common"
 
 
 def test_five_equal_rows_are_rarely_said_to_contradict_a_claim():
-    """The correction for the number of parts: of 200 claims on equal means, at most 5 % are contradicted."""
+    """The correction for the number of parts: of 100 claims on equal means, at most 5 % are contradicted."""
     random = np.random.default_rng(3)
     terms = tuple(Term(model=f"m{n}") for n in range(5))
     claim = Claim(id="x", says="y", higher=A, than=terms)
     said = []
-    for _ in range(200):
+    for _ in range(100):
         tables = [Found(random.normal(size=(1, 40)), IDS[:40]) for _ in range(6)]
-        said.append(judge_claim(claim, [(tables[0], other) for other in tables[1:]], resamples=599).verdict)
-    assert said.count("does not hold") <= 16  # 5 % of 200, and two standard errors
-    assert said.count("holds") <= 16
+        said.append(judge_claim(claim, [(tables[0], other) for other in tables[1:]], resamples=199).verdict)
+    assert said.count("does not hold") <= 9  # 5 % of 100, and two standard errors
+    assert said.count("holds") <= 9
 
 
 @pytest.mark.parametrize(
