@@ -149,6 +149,27 @@ def claims(
 
 
 @app.command()
+def exits(
+    name: Definition,
+    out: Out = None,
+    cache: Cache = None,
+    data: Data = None,
+    limit: Limit = None,
+    device: Device = "auto",
+    models: Models = "",
+    seed: Seed = None,
+) -> None:
+    """Cut the networks of a benchmark after each LAP: what accuracy is kept, and what is saved."""
+    with _job(name, out, cache, data, limit, device, models, "", seed) as job:
+        from lapbench import pipeline
+        from lapbench.pipeline.exits import COLUMNS
+
+        lines = pipeline.early_exits(job)
+    print_table(COLUMNS, lines)
+    print_line(f"\nWritten to {job.workspace.out}/exits.md")
+
+
+@app.command()
 def view(
     name: Annotated[
         str,

@@ -4,6 +4,7 @@ Each reads files, writes files and skips what is there. `Job` says which files a
 """
 
 from lapbench.pipeline.claims import check_claims
+from lapbench.pipeline.exits import early_exits
 from lapbench.pipeline.explaining import explain
 from lapbench.pipeline.history import run_and_note
 from lapbench.pipeline.job import Job, Workspace, default_cache
@@ -23,6 +24,6 @@ def run(job: Job) -> Leaderboard:
 
 
 __all__ = [
-    "Job", "Workspace", "check_claims", "default_cache", "explain", "report", "run", "score", "train",
-    "write_page",
+    "Job", "Workspace", "check_claims", "default_cache", "early_exits", "explain", "report", "run", "score",
+    "train", "write_page",
 ]  # fmt: skip

@@ -189,7 +189,7 @@ def model_tables(models: Sequence[ModelSummary]) -> list[tuple[str, tuple[str, .
     columns = ("model", "accuracy", *two, "balanced accuracy", "chance", "images", "seeds", "notes")
     lines = [_model_cells(model, two) for model in models]
     laps = [
-        [model.name, f"LAP {number}", _interval(lap.predictivity), _interval(lap.faithfulness)]
+        [model.name, f"LAP {number}", interval_text(lap.predictivity), interval_text(lap.faithfulness)]
         for model in models
         for number, lap in enumerate(model.laps, start=1)
     ]
@@ -201,7 +201,7 @@ def _model_cells(model: ModelSummary, measures: Sequence[str]) -> list[str]:
     accuracy = model.measures.get("accuracy", Estimate(mean=model.accuracy))
     return [
         model.name,
-        _interval(accuracy),
+        interval_text(accuracy),
         *(_digits(model.measures.get(name, Estimate()).mean) for name in measures),
         _digits(model.balanced_accuracy),
         _digits(1 / model.classes),
@@ -224,7 +224,7 @@ def row_cells(row: Row, board: Board) -> list[str]:
         *([_number(row.group)] if board.power else []),
         row.model,
         _explainer(row),
-        _interval(Estimate(mean=row.mean, ci_low=row.ci_low, ci_high=row.ci_high)),
+        interval_text(Estimate(mean=row.mean, ci_low=row.ci_low, ci_high=row.ci_high)),
         _digits(beside.mean if beside else None),
         own,
         _digits(row.pointing_game.mean if row.pointing_game else None),
@@ -328,7 +328,8 @@ def _digits(value: float | None) -> str:
     return NONE if value is None else f"{value:.3f}"
 
 
-def _interval(estimate: Estimate) -> str:
+def interval_text(estimate: Estimate) -> str:
+    """Return a mean with its interval; the mean alone where there is none."""
     mean, low, high = map(_digits, (estimate.mean, estimate.ci_low, estimate.ci_high))
     return f"{mean} [{low}, {high}]" if low != NONE else mean
 

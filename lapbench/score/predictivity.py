@@ -29,13 +29,12 @@ def stand_alone(
     named = [(head, classes[0]) for head, classes in enumerate(heads) if len(classes) == 1]
     if len(named) < sum(bool(classes) for classes in heads):
         return None  # a concept that several classes share
-    columns, classes = [head for head, _ in named], np.array([name for _, name in named], np.int64)
     if len(named) == 1 and n_classes == 2:
-        present = peaks[:, :, columns[0]] > ACTIVE
-        binary: Labels = np.where(present, classes[0], 1 - classes[0])
-        return binary
-    if sorted(classes) == list(range(n_classes)):
-        largest: Labels = classes[sums[:, :, columns].argmax(axis=2)]
+        ((head, present),) = named
+        return np.where(peaks[:, :, head] > ACTIVE, np.int64(present), np.int64(1 - present))
+    ordered = sorted(named, key=lambda pair: pair[1])
+    if [name for _, name in ordered] == list(range(n_classes)):
+        largest: Labels = sums[:, :, [head for head, _ in ordered]].argmax(axis=2)
         return largest
     return None
 
