@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 import lapbench
-from lapbench.benchmark import Model
+from lapbench.benchmark import Claim, Model
 from lapbench.cli import app
 from lapbench.data import Manifest
 from lapbench.models import build
@@ -97,15 +97,20 @@ def test_results_are_read_as_tables(tmp_path, monkeypatch):
     assert len(names["images"]) > len(names["rows"]) > 0
 
 
-def test_the_manifest_and_the_model_are_valid():
+def test_the_manifest_the_model_and_the_claims_are_valid():
     class Models(Table):
         models: tuple[Model, ...]
 
+    class Claims(Table):
+        claims: tuple[Claim, ...]
+
     manifest = parse_toml(blocks("toml")[0], Manifest, where="README.md")
     (model,) = parse_toml(blocks("toml")[1], Models, where="README.md").models
+    table, loss = parse_toml(blocks("toml")[2], Claims, where="README.md").claims
 
     assert manifest.classes == ("healthy", "finding")
     assert model.weights == Path("ours.safetensors")
+    assert len(table.pairs) == 2 and loss.margin == 0.01
 
 
 def test_every_command_is_mentioned():
