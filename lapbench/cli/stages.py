@@ -170,6 +170,28 @@ def exits(
 
 
 @app.command()
+def figures(
+    name: Definition,
+    out: Out = None,
+    cache: Cache = None,
+    data: Data = None,
+    limit: Limit = None,
+    models: Models = "",
+    explainers: Explainers = "",
+    seed: Seed = None,
+    images: Annotated[int, typer.Option(min=1, max=64, help="How many images.")] = 4,
+    form: Annotated[Literal["pdf", "svg", "png"], typer.Option("--format", help="Of the files.")] = "pdf",
+) -> None:
+    """Draw a grid of images, predictions and maps for every model, to be printed: first images with truth."""
+    with _job(name, out, cache, data, limit, "auto", models, explainers, seed) as job:
+        from lapbench import pipeline
+
+        drawn = pipeline.draw_figures(job, pipeline.report(job), images=images, form=form)
+    for path in drawn:
+        print_line(str(path))
+
+
+@app.command()
 def view(
     name: Annotated[
         str,

@@ -1,19 +1,24 @@
 """The pictures of a report, drawn once: they are kept in the cache, named by everything they show."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from scipy.special import softmax
 
 from lapbench import benchmark as definition
 from lapbench.digest import digest_of
 from lapbench.errors import StoreError
-from lapbench.pipeline.job import Block, Job, RowSource, slug
+from lapbench.pipeline.explaining import read_logits
+from lapbench.pipeline.job import Block, Job, RowSource, Subject, slug
 from lapbench.report.figures import MapColumn, draw_maps, draw_ranking
 from lapbench.report.results import Leaderboard, Row, Selection, write_file
 from lapbench.score import normalise, predict_mask, upsample
 from lapbench.types import MaskArray, Sample
 
-PICTURES_VERSION = 1
+PICTURES_VERSION = 2
 """Raised when a change of the code may change a picture."""
 IMAGES = 6
 """The first images with truth of the scored split are shown, whatever their scores."""
@@ -36,6 +41,24 @@ def draw_pictures(job: Job, leaderboard: Leaderboard) -> list[Path]:
         if rows:
             draw = partial(_draw_maps, job, model, rows, leaderboard)
             drawn.append(_kept(job, name, _shown(job, rows), draw))
+    return drawn
+
+
+def draw_figures(
+    job: Job, leaderboard: Leaderboard, *, images: int, form: Literal["pdf", "svg", "png"]
+) -> list[Path]:
+    """Draw the grid of images and maps of every model anew, with as many images as wanted; return the files.
+
+    The first images with truth are shown, up to a shard of them.
+    """
+    drawn = []
+    for model in job.benchmark.models:
+        rows = [r for r in job.rows() if r.model is model and not r.randomised and job.row_path(r).is_file()]
+        path = job.workspace.out / "figures" / f"{slug(model.name)}.{form}"
+        if rows := _with_maps(job, path.name, rows):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _draw_maps(job, model, rows, leaderboard, path, images=images)
+            drawn.append(path)
     return drawn
 
 
@@ -72,19 +95,35 @@ def _with_maps(job: Job, name: str, rows: list[RowSource]) -> list[RowSource]:
 
 
 def _draw_maps(
-    job: Job, model: definition.Model, rows: list[RowSource], leaderboard: Leaderboard, path: Path
+    job: Job,
+    model: definition.Model,
+    rows: list[RowSource],
+    leaderboard: Leaderboard,
+    path: Path,
+    images: int = IMAGES,
 ) -> None:
     """Draw the maps of every explainer on the first seed of a model."""
     block = job.blocks("score")[0]
     split = job.dataset[block.split]
-    samples = [split[i] for i in block.indices[:IMAGES]]
+    samples = [split[i] for i in block.indices[:images]]
     found = {(row.model, row.explainer, row.selection): row for row in leaderboard.rows if not row.randomised}
     columns = []
     for row in rows:
         selection: Selection = "native" if row.sources[0].spec.native_threshold is not None else "threshold"
         scored = found.get((model.name, row.explainer.row, selection))
         columns.append(_column(job, row, block, samples, scored))
-    draw_maps(path, samples, columns, title=f"{leaderboard.title}: {model.name}")
+    said = _predictions(job, model, block.indices[:images])
+    draw_maps(path, samples, columns, title=f"{leaderboard.title}: {model.name}", predictions=said)
+
+
+def _predictions(job: Job, model: definition.Model, indices: Sequence[int]) -> list[str]:
+    """What the first seed's network says of images: the class, and how probable it holds it."""
+    seed = model.seeds[0]
+    logits = read_logits(job, Subject(model, seed, job.weights(model, seed)), "score")
+    if logits is None:
+        return []
+    probabilities = softmax(logits[list(indices)].astype(np.float64), axis=1)
+    return [f"{job.dataset.classes[line.argmax()]} {line.max():.2f}" for line in probabilities]
 
 
 def _column(job: Job, row: RowSource, block: Block, samples: list[Sample], scored: Row | None) -> MapColumn:

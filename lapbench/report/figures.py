@@ -1,4 +1,4 @@
-"""Pictures of maps and of rankings, as PNG files whose bytes depend on the content alone."""
+"""Pictures of maps and of rankings, as PNG, PDF or SVG files whose bytes depend on the content alone."""
 
 import io
 import math
@@ -29,6 +29,12 @@ MAP_COLOURS = "magma"  # perceptually uniform, in order of lightness also withou
 SIGNED_COLOURS = "berlin"  # diverging from black, so that zero looks the same in both
 MAPS_DPI, RANKING_DPI = 120, 160
 SHADES = 64  # of a map; finer ones are not seen and cost bytes
+UNDATED: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+    "svg": {"Date": None},
+}
+"""The formats, and what keeps dates and versions out of the files."""
 LARGEST = 1_000_000  # bytes; beyond, a picture makes do with 256 colours
 TRUTH_COLOUR = "#2ee6ff"
 PREDICTION_COLOUR = "#ffffff"
@@ -38,6 +44,7 @@ STYLE: dict[str, Any] = {
     "font.size": 7,
     "axes.linewidth": 0.6,
     "text.parse_math": False,
+    "svg.hashsalt": "lapbench",  # names of clip paths, drawn at random otherwise
 }
 
 Numbers = npt.NDArray[np.float64]
@@ -62,23 +69,31 @@ class MapColumn:
 
 
 def draw_maps(
-    path: Path, samples: Sequence[Sample], columns: Sequence[MapColumn], *, title: str = ""
+    path: Path,
+    samples: Sequence[Sample],
+    columns: Sequence[MapColumn],
+    *,
+    title: str = "",
+    predictions: Sequence[str] = (),
 ) -> None:
     """Draw a grid: one row an image, first the image with its truth, then one column an explainer.
 
-    The predicted mask keeps the map's colours and all else is grey; mask and truth are outlined, and their
-    IoU stands below. Errors: ValueError without samples, or for a column with another number of maps.
+    path: its suffix is the format: .png, .pdf or .svg. The predicted mask keeps the map's colours and all
+    else is grey; mask and truth are outlined, and their IoU stands below. predictions: what stands below each
+    image. Errors: ValueError without samples, or for a column with another number of maps.
     """
     if not samples:
         raise ValueError("there is no image to draw")
+    if predictions and len(predictions) != len(samples):
+        raise ValueError(f"{len(predictions)} predictions for {len(samples)} images")
     for column in columns:
         if len(column.maps) != len(samples):
             raise ValueError(f"{column.title!r} has {len(column.maps)} maps for {len(samples)} images")
     with _figure(path, MAPS_DPI) as figure:
         headings = [fill(column.title, 16) for column in columns]
         axes = _grid(figure, samples, headings, title)
-        for sample, line in zip(samples, axes, strict=True):
-            _draw_image(line[0], sample)
+        for sample, line, said in zip(samples, axes, predictions or [""] * len(samples), strict=True):
+            _draw_image(line[0], sample, said)
         for place, column in enumerate(columns, start=1):
             axes[0][place].set_title(headings[place - 1], fontsize=7, pad=3)
             for index, sample in enumerate(samples):
@@ -125,14 +140,15 @@ def draw_ranking(path: Path, leaderboard: Leaderboard) -> None:
 
 @contextmanager
 def _figure(path: Path, dpi: int) -> Iterator[Figure]:
-    """Give a figure to draw on, and write it as PNG when the block ends well."""
+    """Give a figure to draw on, and write it when the block ends well."""
     with style.context(["default", STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # an id in a script that the font lacks
         figure = Figure(dpi=dpi, facecolor="white")
         yield figure
         content = io.BytesIO()
-        figure.savefig(content, format="png", metadata={"Software": None})
-    if len(content.getvalue()) > LARGEST:
+        form = path.suffix[1:]
+        figure.savefig(content, format=form, metadata=UNDATED[form])
+    if form == "png" and len(content.getvalue()) > LARGEST:
         picture = Image.open(io.BytesIO(content.getvalue())).convert("RGB")
         content = io.BytesIO()
         picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(content, "PNG")
@@ -166,12 +182,13 @@ def _grid(figure: Figure, samples: Sequence[Sample], headings: Sequence[str], ti
     return [list(line) for line in axes]
 
 
-def _draw_image(axis: Axes, sample: Sample) -> None:
+def _draw_image(axis: Axes, sample: Sample, said: str) -> None:
     image = np.clip(np.moveaxis(sample.image, 0, -1), 0, 1)
     axis.imshow(np.broadcast_to(image, (*image.shape[:2], 3)))
     _outline(axis, sample.mask, TRUTH_COLOUR, 0.9)
     name = "".join(letter if letter.isprintable() else " " for letter in sample.id)
     axis.set_ylabel(name if len(name) <= 22 else f"…{name[-21:]}", fontsize=5.5, labelpad=2)
+    axis.set_xlabel(said if len(said) <= 24 else f"{said[:23]}…", fontsize=6, labelpad=1.5)
 
 
 def _draw_map(axis: Axes, sample: Sample, column: MapColumn, index: int) -> None:
@@ -250,7 +267,7 @@ def _draw_key(figure: Figure, columns: Sequence[MapColumn]) -> None:
         label = "predicted mask (in colour)"
         lines.append(Line2D([], [], color=PREDICTION_COLOUR, label=label, lw=1.3, path_effects=[rim]))
     if any(column.iou is not None for column in columns):
-        lines.append(Line2D([], [], lw=0, label="below: IoU of the two"))
+        lines.append(Line2D([], [], lw=0, label="below: what the network says; IoU of the two"))
     figure.legend(
         handles=lines,
         loc="lower left",

@@ -4,9 +4,11 @@ import shutil
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from lapbench import pipeline
 from lapbench.benchmark import load_benchmark, select
+from lapbench.cli import app
 from lapbench.errors import DefinitionError, WeightsError
 from lapbench.models.weights import save_weights
 from lapbench.pipeline.networks import new_network
@@ -197,3 +199,16 @@ def test_another_seed_is_another_training(trained):
     [path] = pipeline.train(tiny.job(benchmark, trained))
 
     assert len(list(path.parent.glob("plain-*.safetensors"))) == 2
+
+
+def test_figures_for_print_are_drawn_for_every_model(copied, monkeypatch):
+    monkeypatch.chdir(copied)
+    path = tiny.write_definition(copied)
+    arguments = ["figures", str(path), "--cache", str(copied / "cache"), "--images", "2", "--format", "svg"]
+
+    result = CliRunner().invoke(app, arguments)
+
+    assert result.exit_code == 0, result.output
+    drawn = [copied / line for line in result.stdout.splitlines()]
+    assert [file.name for file in drawn] == ["ws-lap.svg", "plain.svg"]
+    assert all(file.read_bytes().startswith(b"<?xml") for file in drawn)

@@ -33,19 +33,37 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
-def test_the_same_maps_give_the_same_bytes_whatever_the_users_style(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["png", "pdf", "svg"])
+def test_the_same_maps_give_the_same_bytes_whatever_the_users_style(tmp_path: Path, form: str) -> None:
     import matplotlib as mpl
 
     samples = [make_sample(0), make_sample(1)]
     column = MapColumn(
         "Grad-CAM", np.stack([blob(8, 8)] * 2), np.stack([s.mask for s in samples]), [0.5, math.nan]
     )
-    draw_maps(tmp_path / "a.png", samples, [column], title="digits")
+    said = ["present 0.98", "absent 0.51"]
+    first, second = tmp_path / f"a.{form}", tmp_path / f"b.{form}"
+    draw_maps(first, samples, [column], title="digits", predictions=said)
     with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 30}):
-        draw_maps(tmp_path / "b.png", samples, [column], title="digits")
+        draw_maps(second, samples, [column], title="digits", predictions=said)
         assert mpl.rcParams["font.size"] == 20, "the user's own settings are put back"
 
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert first.read_bytes() == second.read_bytes()
+    assert first.read_bytes().startswith({"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[form])
+
+
+def test_what_the_network_says_stands_below_its_image(tmp_path: Path) -> None:
+    column = MapColumn("LAP", np.stack([blob(8, 8)]), absolute=True)
+    for name, said in (("plain", ()), ("said", ("present 0.98",)), ("long", ("a class " * 9,))):
+        draw_maps(tmp_path / f"{name}.png", [make_sample(0)], [column], predictions=said)
+    plain, short, long = (pixels(tmp_path / f"{name}.png") for name in ("plain", "said", "long"))
+
+    assert plain.shape == short.shape == long.shape
+    rows, columns = np.nonzero((plain != short).any(axis=2))
+    assert rows.min() > plain.shape[0] // 4 and columns.max() < plain.shape[1] * 0.6  # below the first column
+    assert (short != long).any()
+    with pytest.raises(ValueError, match="2 predictions for 1 images"):
+        draw_maps(tmp_path / "a.png", [make_sample(0)], [column], predictions=["a", "b"])
 
 
 def test_the_predicted_mask_is_in_colour_and_all_else_grey(tmp_path: Path) -> None:
