@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import (
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -147,7 +148,7 @@ class Recipe(Table):
     """How a network is trained."""
 
     supervision: Literal["none", "weak", "boxes"] = "none"  # none: cross-entropy alone
-    epochs: PositiveInt
+    epochs: NonNegativeInt  # 0: the weights it starts from, as they are
     batch_size: PositiveInt = 64
     balanced: bool = True  # equal numbers of every class in a batch, drawn with replacement
     iterations: PositiveInt | None = None  # per epoch; none: ceil(classes · largest class / batch)
@@ -158,9 +159,24 @@ class Recipe(Table):
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
     select_epoch: Literal["val_loss", "balanced_accuracy"] = "val_loss"  # open
     pretrained: Path | None = None  # weights of the plain network to start from
+    start: str | None = None  # or of a model further up in the definition, with the same seed
+    learning: tuple[str, ...] = ()  # the modules that learn, "lap" for all LAPs; none: the whole network
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "32-true"
     losses: Losses = Losses()
     augment: Augment = Augment()
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.start is not None and self.pretrained is not None:
+            raise ValueError("give either start or pretrained, not both")
+        if not self.epochs and self.start is None and self.pretrained is None:
+            raise ValueError("epochs = 0 trains nothing: it needs start or pretrained")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What of a recipe decides weights; settings younger than some weights count where they are used."""
+        named = self.model_dump(mode="json") | {"pretrained": None}
+        return {k: v for k, v in named.items() if v or k not in ("start", "learning")}
 
 
 class Model(Table):
@@ -316,6 +332,19 @@ class Benchmark(Table):
     explainers: Annotated[tuple[Explainer, ...], Field(min_length=1)]
     protocol: Protocol = Protocol()
     claims: tuple[Claim, ...] = ()
+
+    @model_validator(mode="after")
+    def _models_start_from_earlier_ones(self) -> Self:
+        faults = []
+        for number, model in enumerate(self.models):
+            start = model.recipe.start if model.recipe else None
+            earlier = {m.name: m for m in self.models[:number]}
+            if start is not None and start not in earlier:
+                hint = suggest(start, earlier) if earlier else ""
+                faults.append(f"{model.name} starts from {start!r}, which is no model further up{hint}")
+            elif start is not None and earlier[start].recipe and set(model.seeds) - set(earlier[start].seeds):
+                faults.append(f"{model.name} has seeds that {start}, which it starts from, has not")
+        return _without(faults, self)
 
     @model_validator(mode="after")
     def _claims_speak_of_what_is_there(self) -> Self:

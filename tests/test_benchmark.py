@@ -80,7 +80,7 @@ def test_every_fault_is_listed_at_once(tmp_path):
         .replace("channels = 1", "chanels = 1\nfit = 'test'")
         .replace("[32, 32]", "[32, 0]")
         .replace('supervision = "weak"', 'supervision = "week"')
-        .replace("epochs = 1", "epochs = 0")
+        .replace("epochs = 1", "epochs = -1")
         .replace('name = "deeplift"', 'name = "deep_lift"')
         .replace('name = "grad_cam"', 'name = "grad_cam"\nparameters = { layr = "layer4" }')
         .replace("resamples", "resample")
@@ -95,7 +95,7 @@ def test_every_fault_is_listed_at_once(tmp_path):
         f"{at('[32, 0]')}: data.image_size.2: Input should be greater than 0 (found 0)",
         f"{at('chanels')}: data.chanels: unknown field; did you mean 'channels'?",
         f"{at('week')}: models.1.recipe.supervision: Input should be {few} (found 'week')",
-        f"{at('epochs = 0')}: models.2.recipe.epochs: Input should be greater than 0 (found 0)",
+        f"{at('epochs = -1')}: models.2.recipe.epochs: Input should be greater than or equal to 0 (found -1)",
         f"{at('grad_cam') - 1}: explainers.3: explainer 'grad_cam' has no parameter 'layr'; "
         "did you mean 'layer'?",
         f"{at('deep_lift')}: explainers.4.name: there is no explainer 'deep_lift'; did you mean 'deeplift'?",

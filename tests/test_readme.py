@@ -1,6 +1,7 @@
 """What the README shows must run as it stands there."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 import lapbench
-from lapbench.benchmark import Claim, Model
+from lapbench.benchmark import Claim, Model, Recipe
 from lapbench.cli import app
 from lapbench.data import Manifest
 from lapbench.models import build
@@ -106,10 +107,12 @@ def test_the_manifest_the_model_and_the_claims_are_valid():
 
     manifest = parse_toml(blocks("toml")[0], Manifest, where="README.md")
     (model,) = parse_toml(blocks("toml")[1], Models, where="README.md").models
-    table, loss = parse_toml(blocks("toml")[2], Claims, where="README.md").claims
+    recipe = tomllib.loads(blocks("toml")[2])["models"]["recipe"]
+    table, loss = parse_toml(blocks("toml")[3], Claims, where="README.md").claims
 
     assert manifest.classes == ("healthy", "finding")
     assert model.weights == Path("ours.safetensors")
+    assert Recipe.model_validate(recipe).learning == ("lap",)
     assert len(table.pairs) == 2 and loss.margin == 0.01
 
 

@@ -198,7 +198,7 @@ class Job:
         data = self.benchmark.data
         key = {
             **_structure(model),
-            "recipe": recipe.model_copy(update={"pretrained": None}) if recipe else None,
+            "recipe": recipe.identity() if recipe else None,
             "pretrained": digest_of_file(pretrained) if pretrained else None,
             "seed": seed,
             "data": self.dataset.digest,
@@ -206,7 +206,30 @@ class Job:
             "input": [data.mean, data.std],
             "training": TRAINING_VERSION,
         }
+        if earlier := self._earlier(model):
+            name = digest_of_file(earlier.weights) if earlier.weights else self.weights(earlier, seed).stem
+            key["start"] = name
         return self.workspace.cache / "weights" / f"{slug(model.name)}-{digest_of(key)[:16]}.safetensors"
+
+    def start(self, model: definition.Model, seed: int) -> Path | None:
+        """The weights that a model's training starts from: given ones, or those of an earlier model.
+
+        Errors: DefinitionError where that model was left out.
+        """
+        earlier = self._earlier(model)
+        if earlier is not None:
+            return self.weights(earlier, seed)
+        return model.recipe.pretrained if model.recipe else None
+
+    def _earlier(self, model: definition.Model) -> definition.Model | None:
+        """The model that another one starts from."""
+        name = model.recipe.start if model.recipe else None
+        if name is None:
+            return None
+        for earlier in self.benchmark.models:
+            if earlier.name == name:
+                return earlier
+        raise DefinitionError(f"{model.name} starts from {name}, which was left out: name it, too")
 
     def subjects(self) -> Iterator[Subject]:
         """Every network that is explained, controls with random weights last."""

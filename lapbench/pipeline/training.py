@@ -48,7 +48,7 @@ def _train(job: Job, model: definition.Model, recipe: definition.Recipe, seed: i
         network,
         job.dataset,
         data=job.benchmark.data,
-        recipe=recipe,
+        recipe=recipe.model_copy(update={"pretrained": job.start(model, seed), "start": None}),
         plug=model.plug,
         seed=seed,
         device=job.workspace.device,

@@ -29,6 +29,7 @@ from lapbench.models.lap import record_laps
 from lapbench.train.augment import augment
 from lapbench.train.batches import batches_of_epoch, epoch_shape, generator
 from lapbench.train.evaluation import metrics
+from lapbench.train.freezing import rest
 from lapbench.train.hardware import Hardware
 from lapbench.train.images import Batch, Table, ahead, normalise
 from lapbench.train.objective import Objective, cross_entropy, map_terms
@@ -140,6 +141,10 @@ class Lesson(pl.LightningModule):
         own = self.objective.weights.get("dsm", 0.0) * terms["dsm"] if "dsm" in terms else 0.0
         self._selected.add({"loss": total - own}, len(batch.labels))
         self._answers.append((logits.float().cpu(), batch.labels.cpu()))
+
+    def on_train_epoch_start(self) -> None:
+        """Keep the parts that do not learn as they are."""
+        rest(self.model)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the answers of the last epoch."""

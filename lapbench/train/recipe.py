@@ -16,6 +16,7 @@ from lapbench.digest import digest_of
 from lapbench.errors import TrainingError
 from lapbench.models import copy_pretrained, lap_heads, lap_layers, load_weights
 from lapbench.train.batches import check_classes
+from lapbench.train.freezing import only
 from lapbench.train.hardware import Hardware, choose_hardware
 from lapbench.train.images import tabulate
 from lapbench.train.lightning import (
@@ -91,8 +92,10 @@ def train(
     first_state = copy.deepcopy(model.state_dict())
     try:
         diary = _read_checkpoint(workdir / CHECKPOINT, key)
-        if diary is None or len(diary.epochs) < recipe.epochs:
-            with preserved(), quiet():
+        if not recipe.epochs:
+            diary = _untrained(model, recipe, key)
+        elif diary is None or len(diary.epochs) < recipe.epochs:
+            with preserved(), quiet(), only(model, recipe.learning):
                 _learn(
                     model, dataset, data, objective, hardware, diary or Diary(key), seed, workdir, progress
                 )
@@ -164,8 +167,18 @@ def _learn(
     fit(lesson, hardware, workdir / CHECKPOINT if resumed else None)
 
 
+def _untrained(model: nn.Module, recipe: Recipe, key: str) -> Diary:
+    """The diary of a training without epochs: the weights that it starts from are the best."""
+    if recipe.pretrained is not None:
+        _start_from(model, recipe.pretrained)
+    return Diary(key, best_state={name: value.clone() for name, value in model.state_dict().items()})
+
+
 def _start_from(model: nn.Module, path: Path) -> None:
-    """Copy the weights of a plain network, trained for any classes, into the network; LAPs keep theirs."""
+    """Copy the weights of a network, trained for any classes, into the network.
+
+    Those of a plain network leave its LAPs as they are.
+    """
     laps = tuple(f"{name}." for name in lap_layers(model))
     copy_pretrained(
         model, load_weights(path), source=str(path), optional=lambda key: bool(laps) and key.startswith(laps)

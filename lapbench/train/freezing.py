@@ -1,0 +1,49 @@
+"""Training a part of a network: all else keeps its weights and its statistics."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+from lapbench.errors import TrainingError, suggest
+from lapbench.models import lap_layers
+
+
+@contextmanager
+def only(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Let only the named modules learn while inside; "lap" stands for all LAPs, no name for everything.
+
+    Errors: TrainingError for a name that the network has not, or for parts without parameters.
+    """
+    learning = {id(parameter) for name in names for parameter in _parameters(model, name)}
+    before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        if names:
+            for parameter in before:
+                parameter.requires_grad_(id(parameter) in learning)
+        yield
+    finally:
+        for parameter, wanted in before.items():
+            parameter.requires_grad_(wanted)
+
+
+def rest(model: nn.Module) -> None:
+    """Put modules whose parameters do not learn into evaluation mode: batch norm keeps its statistics."""
+    for module in model.modules():
+        own = list(module.parameters())
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
+
+
+def _parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
+    if name == "lap":
+        modules: list[nn.Module] = list(lap_layers(model).values())
+    else:
+        known = dict(model.named_modules())
+        if name not in known:
+            raise TrainingError(f"learning: the network has no module {name!r}{suggest(name, known)}")
+        modules = [known[name]]
+    found = [parameter for module in modules for parameter in module.parameters()]
+    if not found:
+        raise TrainingError(f"learning: {name!r} has no parameters that could learn")
+    return found
