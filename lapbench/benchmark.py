@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -24,6 +25,8 @@ from lapbench.toml import Table, read_toml
 
 T = TypeVar("T", bound=Table)
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Area = Annotated[Fraction | None, BeforeValidator(lambda value: None if value is False else value)]
+"""A share of a map's pixels; TOML has no null, and says false for none."""
 NO_NETWORK = "no network"
 """What stands in the place of the model where a row is a control that knows none."""
 RowName = Annotated[
@@ -67,15 +70,15 @@ class Concept(Table):
     """One concept head of every LAP: when its concept is present, how much of the map it may cover.
 
     classes: the classes in which the concept is present; none makes it a common head, which has no label.
-    The area ratios are fractions of the map's pixels (MinAR, MaxAR, IAR of Eq. 5); an absent one drops its
+    The area ratios are fractions of the map's pixels (MinAR, MaxAR, IAR of Eq. 5); false (or None) drops a
     term.
     """
 
     name: str
     classes: tuple[str, ...] = ()
-    min_area: Fraction | None = 0.1
-    max_area: Fraction | None = 0.5
-    inactive_area: Fraction | None = 0.1
+    min_area: Area = 0.1
+    max_area: Area = 0.5
+    inactive_area: Area = 0.1
 
 
 class Plug(Table):

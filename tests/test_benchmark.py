@@ -6,8 +6,9 @@ import pytest
 from pipeline import tiny
 
 from lapbench import benchmark
-from lapbench.benchmark import Data, Model, Plug, Protocol, load_benchmark, select, shipped
+from lapbench.benchmark import Concept, Data, Model, Plug, Protocol, load_benchmark, select, shipped
 from lapbench.errors import DefinitionError, UnknownNameError
+from lapbench.toml import parse_toml
 
 
 def faults(folder, text):
@@ -214,3 +215,11 @@ def test_an_installed_package_carries_its_definitions_inside(tmp_path, monkeypat
     monkeypatch.setattr(benchmark, "__file__", str(tmp_path / "benchmark.py"))
 
     assert [path.name for path in shipped("benchmarks")] == ["mine.toml"]
+
+
+def test_false_drops_a_term_and_is_no_area():
+    concept = parse_toml('name = "c"\nmin_area = false\nmax_area = 0.25', Concept, where="here")
+    assert (concept.min_area, concept.max_area, concept.inactive_area) == (None, 0.25, 0.1)
+    assert Concept.model_validate(concept.model_dump(mode="json")) == concept
+    with pytest.raises(DefinitionError, match="max_area"):
+        parse_toml('name = "c"\nmax_area = true', Concept, where="here")
