@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from lapbench.cli import about, checks, data, folders, gating, maps, stages
+from lapbench.cli import about, checks, data, findings, folders, gating, maps, stages
 
 app = typer.Typer(
     name="lapbench",
@@ -19,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (stages, gating, folders, about):
+for group in (stages, findings, gating, folders, about):
     app.add_typer(group.app)
 app.add_typer(checks.app, name="check")
 app.add_typer(data.app, name="data")

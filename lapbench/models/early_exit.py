@@ -4,6 +4,7 @@ Source: Modegh, Salimi, Rabiee, arXiv 2201.11808: where a LAP is predictive and 
 can be left out.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,7 @@ class EarlyExit(nn.Module):
 
 
 def cut(model: nn.Module, layer: int, *, n_classes: int) -> EarlyExit:
-    """Return the network up to LAP number `layer`, 1 (shallow) to L; its modules are the network's own.
+    """Return a copy of the network up to LAP number `layer`, 1 (shallow) to L, in evaluation mode.
 
     Errors: DefinitionError for a layer that does not exist, heads that do not stand for one class each, and a
     network that torch.fx cannot trace.
@@ -81,7 +82,7 @@ def cut(model: nn.Module, layer: int, *, n_classes: int) -> EarlyExit:
     graph.eliminate_dead_code()
     before.delete_all_unused_submodules()
     before.recompile()
-    return EarlyExit(before.eval(), heads).eval()
+    return EarlyExit(copy.deepcopy(before), heads).eval()  # sharing modules would share their modes
 
 
 def cost(model: nn.Module, image: Tensor) -> Cost:

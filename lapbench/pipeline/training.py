@@ -9,6 +9,7 @@ from filelock import FileLock
 from torch import nn
 
 from lapbench import benchmark as definition
+from lapbench.digest import plain
 from lapbench.errors import WeightsError
 from lapbench.models import evaluating, record_laps, save_weights
 from lapbench.pipeline.job import Job, Subject
@@ -63,6 +64,9 @@ def _train(job: Job, model: definition.Model, recipe: definition.Recipe, seed: i
             "architecture": model.architecture,
             "parameters": model.parameters,
             **record.as_dict(),
+            "recipe": plain(
+                recipe
+            ),  # as defined: it names the model it started from, not a file of the cache
         },
     )
     shutil.rmtree(workdir, ignore_errors=True)  # the checkpoint has served

@@ -50,6 +50,19 @@ def test_what_is_cut_off_is_not_missed(architecture, parameters, side, spec):
     )  # nothing was taken away
 
 
+def test_the_network_is_left_as_it_was():
+    model = network(width=8).train()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    stopped = cut(model, 2, n_classes=2)
+    with torch.no_grad():
+        for parameter in stopped.parameters():
+            parameter.zero_()
+
+    assert all(module.training for module in model.modules())
+    assert all(value.equal(state[name]) for name, value in model.state_dict().items())
+    assert not any(module.training for module in stopped.modules())
+
+
 def test_one_half_names_nothing():
     model = network(spec=BINARY.model_copy(update={"score_init": "zero"}), width=8)
     assert cut(model, 1, n_classes=2)(torch.zeros(2, 3, 64, 64)).argmax(1).tolist() == [0, 0]

@@ -7,6 +7,7 @@ from lapbench import pipeline
 from lapbench.benchmark import select
 from lapbench.errors import DefinitionError, TrainingError
 from lapbench.models import lap_layers, load_weights
+from lapbench.models.weights import load_record
 from lapbench.models.zoo import build
 from lapbench.pipeline.networks import new_network
 from lapbench.train.freezing import only, rest
@@ -79,6 +80,8 @@ def test_a_model_starts_where_another_ended(epochs, tmp_path):
     heads = [value for name, value in tuned.items() if name.endswith("scoring.head.weight")]
     assert {name for name in tuned if name not in plain} == {name for name in tuned if name.startswith(laps)}
     assert all(bool(value.any()) == bool(epochs) for value in heads)  # they start at zero
+    recipe = load_record(paths["tuned"])["recipe"]
+    assert (recipe["start"], recipe["pretrained"]) == ("plain", None)  # and no file of this machine
 
 
 def job(folder, text):
