@@ -4,6 +4,7 @@ Each class is one table of the TOML file. Defaults are the protocol's own; a fie
 is a point that the papers leave undetermined, so the choice is a switch and stands in every record.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -15,7 +16,9 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -81,10 +84,19 @@ class Concept(Table):
     inactive_area: Area = 0.1
 
 
+class EachClass(Table):
+    """A concept head for every class of the data, all with the area ratios of `Concept`."""
+
+    min_area: Area = 0.1
+    max_area: Area = 0.5
+    inactive_area: Area = 0.1
+
+
 class Plug(Table):
     """How LAP is put into a network, and what its scoring module is made of."""
 
-    concepts: tuple[Concept, ...]
+    concepts: tuple[Concept, ...] = ()
+    each_class: EachClass | None = None  # in the place of concepts
     sites: tuple[str, ...] | Literal["paper", "all"] = "paper"
     branch_mode: Literal["shared", "separate", "post_add"] = "shared"  # open
     branch_scores: Literal["conv", "concat"] = "conv"  # open: what a shared LAP scores
@@ -99,14 +111,33 @@ class Plug(Table):
     alpha_trainable: bool = True
     eps: PositiveFloat = 1e-6  # open
 
+    def of(self, classes: Sequence[str]) -> "Plug":
+        """Return the plug for data of these classes: each_class becomes concepts named like the classes."""
+        if self.each_class is None:
+            return self
+        areas = self.each_class.model_dump()
+        concepts = tuple(Concept(name=name, classes=(name,), **areas) for name in classes)
+        return self.model_copy(update={"concepts": concepts, "each_class": None})
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_younger(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out settings that are younger than some weights where they are not used: names stay."""
+        return {key: value for key, value in write(self).items() if value or key != "each_class"}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = [concept.name for concept in self.concepts]
         faults = []
-        if not names:
-            faults.append("LAP needs at least one concept")
+        if not names and self.each_class is None:
+            faults.append("LAP needs at least one concept, or each_class")
+        if names and self.each_class is not None:
+            faults.append("give either concepts or each_class, not both")
         if len(set(names)) < len(names):
             faults.append(f"concept names must differ (found {names})")
+        if self.aggregation == "identity" and self.each_class is not None:
+            faults.append(
+                "aggregation 'identity' needs one concept, not each_class: use max, sum or trainable"
+            )
         if self.aggregation == "identity" and len(names) > 1:
             faults.append(
                 f"aggregation 'identity' needs one concept, found {len(names)}: use max, sum or trainable"
@@ -161,7 +192,7 @@ class Recipe(Table):
     momentum: NonNegativeFloat = 0.9  # of sgd
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
     select_epoch: Literal["val_loss", "balanced_accuracy"] = "val_loss"  # open
-    pretrained: Path | None = None  # weights of the plain network to start from
+    pretrained: Path | None = None  # weights to start from: a file, or torchvision's by name (IMAGENET1K_V1)
     start: str | None = None  # or of a model further up in the definition, with the same seed
     learning: tuple[str, ...] = ()  # the modules that learn, "lap" for all LAPs; none: the whole network
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "32-true"
@@ -175,6 +206,12 @@ class Recipe(Table):
         if not self.epochs and self.start is None and self.pretrained is None:
             raise ValueError("epochs = 0 trains nothing: it needs start or pretrained")
         return self
+
+    @property
+    def published(self) -> str | None:
+        """The name of the published weights that training starts from: what is no file has no suffix."""
+        named = self.pretrained is not None and not self.pretrained.suffix
+        return str(self.pretrained) if named else None
 
     def identity(self) -> dict[str, Any]:
         """What of a recipe decides weights; settings younger than some weights count where they are used."""
@@ -399,8 +436,9 @@ def _rooted(benchmark: Benchmark, folder: Path) -> Benchmark:
     for model in benchmark.models:
         if model.weights is not None:
             model = model.model_copy(update={"weights": folder / model.weights})
-        if model.recipe is not None and model.recipe.pretrained is not None:
-            recipe = model.recipe.model_copy(update={"pretrained": folder / model.recipe.pretrained})
+        recipe = model.recipe
+        if recipe is not None and recipe.pretrained is not None and recipe.published is None:
+            recipe = recipe.model_copy(update={"pretrained": folder / recipe.pretrained})
             model = model.model_copy(update={"recipe": recipe})
         models.append(model)
     return benchmark.model_copy(update={"data": data, "models": tuple(models)})

@@ -72,8 +72,8 @@ def _stand_alone(
     none = np.empty((0, len(answers), 0), np.int64)
     if model.plug is None:
         return none
-    index = job.dataset.classes.index
-    heads = [tuple(index(name) for name in concept.classes) for concept in model.plug.concepts]
+    classes = job.dataset.classes
+    heads = [tuple(map(classes.index, c.classes)) for c in model.plug.of(classes).concepts]
     said = [stand_alone(one["peaks"], one["sums"], heads, len(job.dataset.classes)) for one in answers]
     known = [classes for classes in said if classes is not None]
     return np.stack(known).transpose(2, 0, 1) if known else none

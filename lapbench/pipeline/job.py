@@ -20,6 +20,7 @@ from lapbench.data import Dataset, Split, describe, load_manifest, open_dataset
 from lapbench.digest import digest_of, digest_of_file
 from lapbench.errors import DefinitionError, WeightsError, suggest
 from lapbench.executor import Key, Progress
+from lapbench.models.published import published_weights
 from lapbench.registry import ExplainerSpec, architectures, explainers
 from lapbench.store import MapStore
 from lapbench.types import IntArray
@@ -191,15 +192,11 @@ class Job:
         """
         if model.weights is not None:
             return model.weights
-        recipe = model.recipe
-        pretrained = recipe.pretrained if recipe else None
-        if pretrained and not pretrained.is_file():
-            raise WeightsError(f"{pretrained}: there is no such weights file, which {model.name} starts from")
-        data = self.benchmark.data
+        recipe, data = model.recipe, self.benchmark.data
         key = {
             **_structure(model),
             "recipe": recipe.identity() if recipe else None,
-            "pretrained": digest_of_file(pretrained) if pretrained else None,
+            "pretrained": pretrained_identity(model),
             "seed": seed,
             "data": self.dataset.digest,
             "splits": [data.train, data.select],
@@ -212,14 +209,16 @@ class Job:
         return self.workspace.cache / "weights" / f"{slug(model.name)}-{digest_of(key)[:16]}.safetensors"
 
     def start(self, model: definition.Model, seed: int) -> Path | None:
-        """The weights that a model's training starts from: given ones, or those of an earlier model.
+        """The weights that a model's training starts from: given or published ones, or an earlier model's.
 
-        Errors: DefinitionError where that model was left out.
+        Errors: DefinitionError where that model was left out; those of `published_weights`.
         """
         earlier = self._earlier(model)
         if earlier is not None:
             return self.weights(earlier, seed)
-        return model.recipe.pretrained if model.recipe else None
+        if model.recipe is None or model.recipe.published is None:
+            return model.recipe.pretrained if model.recipe else None
+        return published_weights(model.architecture, model.recipe.published)
 
     def _earlier(self, model: definition.Model) -> definition.Model | None:
         """The model that another one starts from."""
@@ -360,6 +359,23 @@ def check_names(benchmark: Benchmark, dataset: Dataset) -> None:
         raise DefinitionError(
             f"{benchmark.name} does not fit its data\n" + "\n".join(f"  {f}" for f in faults)
         )
+
+
+def pretrained_identity(model: definition.Model) -> str | None:
+    """What names the weights that a recipe starts from: a file's digest, or whose published ones they are.
+
+    Errors: WeightsError where the file is missing.
+    """
+    recipe = model.recipe
+    if recipe is None or recipe.pretrained is None:
+        return None
+    if recipe.published:
+        return f"torchvision/{model.architecture}/{recipe.published}"
+    if not recipe.pretrained.is_file():
+        raise WeightsError(
+            f"{recipe.pretrained}: there is no such weights file, which {model.name} starts from"
+        )
+    return digest_of_file(recipe.pretrained)
 
 
 def _structure(model: definition.Model) -> dict[str, Any]:
