@@ -219,6 +219,17 @@ class Recipe(Table):
         return {k: v for k, v in named.items() if v or k not in ("start", "learning")}
 
 
+class ConceptMLP(Table):
+    """A two-layer network that reads the classes in what the concept maps of a LAP add up to (F_C).
+
+    It learns from the training split. target: what it learns, the truth, which then also stands against what
+    the network says; each: one network for the truth and one for what the network says.
+    """
+
+    hidden: PositiveInt = 128  # open
+    target: Literal["truth", "each"] = "truth"  # open
+
+
 class Model(Table):
     """A network to be explained: an architecture with either a recipe or given weights."""
 
@@ -226,6 +237,7 @@ class Model(Table):
     architecture: str
     parameters: dict[str, Any] = Field(default_factory=dict)
     plug: Plug | None = None
+    concept_mlp: ConceptMLP | None = None
     recipe: Recipe | None = None
     weights: Path | None = None
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
@@ -242,6 +254,8 @@ class Model(Table):
             faults.append("give either a recipe or weights" + (", not both" if self.recipe else ""))
         if self.weights is not None and self.seeds != (0,):
             faults.append("given weights have no seeds")
+        if self.concept_mlp and self.plug is None:
+            faults.append("concept_mlp reads the concepts of LAPs: it needs [models.plug]")
         if len(set(self.seeds)) < len(self.seeds):
             faults.append(f"seeds must differ (found {list(self.seeds)})")
         if self.recipe and self.recipe.supervision != "none" and self.plug is None:
@@ -310,7 +324,8 @@ class Term(Table):
     The model of a control is "no network".
 
     measure: iou, pointing_game, energy or any other score of a row; of a model accuracy, balanced_accuracy,
-    sensitivity, specificity, or of its LAP number l alone predictivity_l and faithfulness_l.
+    sensitivity, specificity, or of its LAP number l alone predictivity_l and faithfulness_l; as a concept_mlp
+    reads it, mlp_predictivity_l and mlp_faithfulness_l.
     """
 
     model: str

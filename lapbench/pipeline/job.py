@@ -32,7 +32,7 @@ TRAINING_VERSION = 1
 SCORING_VERSION = 2
 """Raised when a change of the scoring code may change a number."""
 
-Purpose = Literal["fit", "score"]
+Purpose = Literal["train", "fit", "score"]
 
 
 def silent(*_: object) -> None:
@@ -178,10 +178,14 @@ class Job:
         return describe(self.dataset).splits[self.benchmark.data.score].median_box_side
 
     def considered(self, purpose: Purpose) -> Split:
-        """The split that fits thresholds or that is scored, as far as the definition goes into it."""
+        """The split that trains, fits thresholds or is scored, as far as the definition goes into it."""
         if purpose not in self._considered:
             data = self.benchmark.data
-            name, limit = (data.fit, data.fit_limit) if purpose == "fit" else (data.score, data.score_limit)
+            name, limit = {
+                "train": (data.train, None),
+                "fit": (data.fit, data.fit_limit),
+                "score": (data.score, data.score_limit),
+            }[purpose]
             self._considered[purpose] = self.dataset[name][:limit]
         return self._considered[purpose]
 
@@ -279,6 +283,20 @@ class Job:
         """Name and digest of the answers of a network on a block."""
         what = {"answers": subject.identity(), **self._samples(block)}
         return f"{_network(subject)}/predictions/{block.split}-{block.number:04d}", digest_of(what)
+
+    def mlp_key(self, subject: Subject, mlp: definition.ConceptMLP) -> Key:
+        """Name and digest of what is read in the concepts of a network, over the scored split."""
+        what = {
+            "answers": [
+                self.prediction_key(subject, block)[1]
+                for purpose in ("train", "score")
+                for block in self.prediction_blocks(purpose)
+            ],
+            "mlp": mlp,
+            "seed": subject.seed,
+            "scikit-learn": release("scikit-learn"),
+        }
+        return f"{_network(subject)}/concepts", digest_of(what)
 
     def row_digest(self, row: RowSource) -> str:
         """The digest of everything that decides a row's numbers: its maps, and how they are scored."""
