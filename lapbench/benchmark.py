@@ -28,8 +28,10 @@ from lapbench.toml import Table, read_toml
 
 T = TypeVar("T", bound=Table)
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Area = Annotated[Fraction | None, BeforeValidator(lambda value: None if value is False else value)]
-"""A share of a map's pixels; TOML has no null, and says false for none."""
+NONE = BeforeValidator(lambda value: None if value is False else value)
+"""TOML has no null, and says false for none."""
+Area = Annotated[Fraction | None, NONE]
+"""A share of a map's pixels."""
 NO_NETWORK = "no network"
 """What stands in the place of the model where a row is a control that knows none."""
 RowName = Annotated[
@@ -102,7 +104,9 @@ class Plug(Table):
     branch_scores: Literal["conv", "concat"] = "conv"  # open: what a shared LAP scores
     lap_position: Literal["pre_norm", "post_act"] = "pre_norm"  # open
     mixed_mode: Literal["concat", "per_branch"] = "concat"  # open: Inception's reduction blocks
-    hidden: PositiveInt | None = 8  # channels of the scoring module's hidden layer; none: a single layer
+    hidden: Annotated[PositiveInt | None, NONE] = (
+        8  # channels of the scoring module's hidden layer; none: a single layer
+    )
     score_activation: Literal["relu", "leaky_relu"] = "relu"  # open
     score_init: Literal["zero", "default"] = "zero"  # open
     aggregation: Literal["identity", "max", "sum", "trainable"] = "identity"
@@ -193,7 +197,7 @@ class Recipe(Table):
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
     select_epoch: Literal["val_loss", "balanced_accuracy"] = "val_loss"  # open
     pretrained: Path | None = None  # weights to start from: a file, or torchvision's by name (IMAGENET1K_V1)
-    start: str | None = None  # or of a model further up in the definition, with the same seed
+    start: str | None = None  # or a model further up in the definition, with the same seed or its only one
     learning: tuple[str, ...] = ()  # the modules that learn, "lap" for all LAPs; none: the whole network
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "32-true"
     losses: Losses = Losses()
@@ -397,7 +401,11 @@ class Benchmark(Table):
             if start is not None and start not in earlier:
                 hint = suggest(start, earlier) if earlier else ""
                 faults.append(f"{model.name} starts from {start!r}, which is no model further up{hint}")
-            elif start is not None and earlier[start].recipe and set(model.seeds) - set(earlier[start].seeds):
+            elif (
+                start is not None
+                and len(earlier[start].seeds) > 1
+                and set(model.seeds) - set(earlier[start].seeds)
+            ):
                 faults.append(f"{model.name} has seeds that {start}, which it starts from, has not")
         return _without(faults, self)
 

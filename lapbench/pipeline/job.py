@@ -207,9 +207,8 @@ class Job:
             "input": [data.mean, data.std],
             "training": TRAINING_VERSION,
         }
-        if earlier := self._earlier(model):
-            name = digest_of_file(earlier.weights) if earlier.weights else self.weights(earlier, seed).stem
-            key["start"] = name
+        if earlier := self._earlier(model, seed):
+            key["start"] = earlier.weights_digest if earlier.model.weights else earlier.weights.stem
         return self.workspace.cache / "weights" / f"{slug(model.name)}-{digest_of(key)[:16]}.safetensors"
 
     def start(self, model: definition.Model, seed: int) -> Path | None:
@@ -217,21 +216,21 @@ class Job:
 
         Errors: DefinitionError where that model was left out; those of `published_weights`.
         """
-        earlier = self._earlier(model)
-        if earlier is not None:
-            return self.weights(earlier, seed)
+        if earlier := self._earlier(model, seed):
+            return earlier.weights
         if model.recipe is None or model.recipe.published is None:
             return model.recipe.pretrained if model.recipe else None
         return published_weights(model.architecture, model.recipe.published)
 
-    def _earlier(self, model: definition.Model) -> definition.Model | None:
-        """The model that another one starts from."""
+    def _earlier(self, model: definition.Model, seed: int) -> Subject | None:
+        """The network that another one starts from: that of the same seed, or the only one."""
         name = model.recipe.start if model.recipe else None
         if name is None:
             return None
         for earlier in self.benchmark.models:
             if earlier.name == name:
-                return earlier
+                own = seed if seed in earlier.seeds else earlier.seeds[0]
+                return Subject(earlier, own, self.weights(earlier, own))
         raise DefinitionError(f"{model.name} starts from {name}, which was left out: name it, too")
 
     def subjects(self) -> Iterator[Subject]:
