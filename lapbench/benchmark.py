@@ -351,31 +351,39 @@ class Term(Table):
 
 
 class Claim(Table):
-    """A statement that the results can contradict: one score is higher than others, or scores rise.
+    """A statement that the results can contradict: a score is higher, or steadier, than others; scores rise.
 
-    higher, than: the one is above every one of the others. rising: each is above the one before. margin: with
-    one, no more is claimed than that the score is not lower by this much (non-inferiority).
+    higher, than: the one is above every one of the others. steadier, than: it varies less between trainings.
+    rising: each is above the one before. margin: with one, no more is claimed than that the score is not
+    lower by this much (non-inferiority).
     """
 
     id: str
     says: str
     higher: Term | None = None
+    steadier: Term | None = None
     than: tuple[Term, ...] = ()
     rising: tuple[Term, ...] = ()
     margin: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        compared, ordered = self.higher is not None and bool(self.than), len(self.rising) > 1
-        if compared == ordered or (self.higher is None) != (not self.than) or (compared and self.rising):
-            raise ValueError("a claim has either higher and than, or rising with two scores or more")
+        forms = [self.higher is not None, self.steadier is not None, bool(self.rising)]
+        whole = len(self.rising) > 1 if self.rising else bool(self.than)
+        if sum(forms) != 1 or not whole or (self.rising and self.than):
+            raise ValueError(
+                "a claim has higher and than, or steadier and than, or rising with two scores or more"
+            )
+        if self.steadier is not None and self.margin is not None:
+            raise ValueError("a margin is one of means: steadier has none")
         return self
 
     @property
     def pairs(self) -> tuple[tuple[Term, Term], ...]:
-        """What must be higher, and than what."""
-        if self.higher is not None:
-            return tuple((self.higher, other) for other in self.than)
+        """What must be higher, or steadier, and than what."""
+        ours = self.higher or self.steadier
+        if ours is not None:
+            return tuple((ours, other) for other in self.than)
         return tuple((upper, lower) for lower, upper in pairwise(self.rising))
 
 
