@@ -316,6 +316,9 @@ class Protocol(Table):
     pointing_tolerance: NonNegativeFloat = 0.03  # of the longer side: 15 pixels of 500 (Zhang et al., 2018)
     box_accuracy: bool = False  # MaxBoxAcc and MaxBoxAccV2: 5 to 200 ms a map, where all else takes 1
     deletion_steps: PositiveInt | None = None  # of insertion and deletion, each two passes for every map
+    removal_grid: Annotated[int, Field(ge=2)] | None = None  # regions a side, each a pass for every map
+    stability_samples: PositiveInt | None = None  # changed images, each explained anew
+    stability_radius: PositiveFloat = 0.1  # of the uniform noise, in units of the network's input
     randomised_weights: bool = True  # show every explainer on a network with random weights, too
     completeness_bound: PositiveFloat = 0.01  # of |f(x) − f(baseline)|; a row above it says so
     confidence: Fraction = 0.95

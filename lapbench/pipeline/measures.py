@@ -1,5 +1,6 @@
 """What a row tells beside its IoU: further scores of the same images, and IoU as a function of something."""
 
+import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -7,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lapbench.benchmark import Protocol
+from lapbench.pipeline.inquiry import Inquiry
 from lapbench.pipeline.rows import ScoredRow
 from lapbench.report.results import Curve, Estimate, Selection
 from lapbench.report.statistics import bootstrap_means
@@ -17,6 +19,12 @@ from lapbench.score.sweep import THRESHOLDS
 Scores: TypeAlias = npt.NDArray[np.float64]
 RowKey: TypeAlias = tuple[str, str, str, bool]
 
+RANGES = {
+    "removal_correlation": (-1.0, 1.0),
+    "local_lipschitz": (0.0, math.inf),
+    "max_sensitivity": (0.0, math.inf),
+}
+"""The least and the most that a score can be, where that is not 0 and 1."""
 _DECIMALS = 6
 
 
@@ -52,14 +60,11 @@ def of_boxes(sweeps: Sequence[BoxSweep]) -> dict[str, Scores]:
     }
 
 
-def of_networks(found: Sequence[Faithfulness]) -> dict[str, Scores]:
-    """Return the areas under the deletion and the insertion curve of every image, (seeds, images) each."""
+def of_networks(found: Sequence[Inquiry]) -> dict[str, Scores]:
+    """Return what networks that were asked again say of every image, by name, (seeds, images) each."""
     if not found:
         return {}
-    return {
-        "deletion_auc": np.stack([one.deletion_auc for one in found]).round(_DECIMALS),
-        "insertion_auc": np.stack([one.insertion_auc for one in found]).round(_DECIMALS),
-    }
+    return {name: np.stack([one.scores[name] for one in found]).round(_DECIMALS) for name in found[0].scores}
 
 
 def faithfulness_curves(found: Sequence[Faithfulness]) -> dict[str, Curve]:

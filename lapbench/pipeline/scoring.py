@@ -13,7 +13,7 @@ from lapbench.digest import plain
 from lapbench.errors import StoreError
 from lapbench.pipeline import measures
 from lapbench.pipeline.answering import read_logits
-from lapbench.pipeline.faithfulness import faithfulness, network_of
+from lapbench.pipeline.inquiry import Inquiry, inquire, network_of
 from lapbench.pipeline.job import Block, Job, Purpose, RowSource, Source
 from lapbench.pipeline.rows import ScoredRow, missing_rows, read_row, write_row
 from lapbench.pipeline.samples import Samples
@@ -37,7 +37,6 @@ from lapbench.score import (
     sweep_boxes,
 )
 from lapbench.score import ImageScores as Selected
-from lapbench.score.faithfulness import Faithfulness
 from lapbench.store import Shard
 from lapbench.types import FloatArray, MaskArray
 
@@ -48,14 +47,14 @@ Scores: TypeAlias = npt.NDArray[np.float64]
 class Outcome:
     """What one seed of a row gave: its threshold, the scores of its images, and its diagnostics.
 
-    boxes, faithfulness: where the protocol asks for them. resolution: rows and columns of the raw maps.
+    boxes, inquiry: where the protocol asks for them. resolution: rows and columns of the raw maps.
     """
 
     source: Source
     fit: ThresholdFit
     scores: Localisation
     boxes: BoxSweep | None
-    faithfulness: Faithfulness | None
+    inquiry: Inquiry | None
     completeness_error: Scores | None
     resolution: tuple[int, int]
 
@@ -121,7 +120,7 @@ def _score(job: Job, row: RowSource, samples: Samples) -> Iterator[ScoredRow]:
             "energy": np.stack([outcome.scores.energy for outcome in outcomes]),
             **measures.by_image(selection, [outcome.scores for outcome in outcomes]),
             **measures.of_boxes([outcome.boxes for outcome in outcomes if outcome.boxes]),
-            **measures.of_networks([outcome.faithfulness for outcome in outcomes if outcome.faithfulness]),
+            **measures.of_networks([outcome.inquiry for outcome in outcomes if outcome.inquiry]),
         }
         yield ScoredRow(
             row=_row(job, row, selection, outcomes, tables),
@@ -148,7 +147,7 @@ def _outcome(job: Job, source: Source, samples: Samples, kept: MaskArray) -> Out
 
     fit = _fit(job, source, samples)
     network = network_of(job, source)
-    parts, boxes, curves, errors, resolution, start = [], [], [], [], (0, 0), 0
+    parts, boxes, asked, errors, resolution, start = [], [], [], [], (0, 0), 0
     for block, shard in _shards(job, source, "score"):
         counted = kept[start : (start := start + len(block.indices))]
         masks, raw = samples.masks(block)[counted], shard.maps[counted]
@@ -172,14 +171,14 @@ def _outcome(job: Job, source: Source, samples: Samples, kept: MaskArray) -> Out
             truth = [own for own, counts in zip(samples.boxes(block), counted, strict=True) if counts]
             boxes.append(sweep_boxes(maps, truth))
         if network:
-            curves.append(faithfulness(job, network, samples, block, shard, maps, counted))
+            asked.append(inquire(job, source, network, samples, block, shard, maps, counted))
         errors += [shard.diagnostics[name] for name in ("completeness_error",) if name in shard.diagnostics]
     return Outcome(
         source=source,
         fit=fit,
         scores=Localisation.join(parts),
         boxes=BoxSweep.join(boxes) if boxes else None,
-        faithfulness=Faithfulness.join(curves) if curves else None,
+        inquiry=Inquiry.join(asked) if asked else None,
         completeness_error=np.concatenate(errors) if errors else None,
         resolution=resolution,
     )
@@ -290,7 +289,9 @@ def _row(
         },
         curves={
             **measures.curves(selection, scores, tables["iou"], math.prod(job.benchmark.data.image_size)),
-            **measures.faithfulness_curves([o.faithfulness for o in outcomes if o.faithfulness]),
+            **measures.faithfulness_curves(
+                [o.inquiry.curves for o in outcomes if o.inquiry and o.inquiry.curves]
+            ),
         },
         completeness_error=_completeness(job, outcomes),
         cells_per_object=_cells_per_object(job, outcomes[0].resolution),
@@ -314,7 +315,11 @@ def _intervals(job: Job, selected: Sequence[Selected], tables: dict[str, Scores]
         )
         found["iou"] = bootstrap_ratio(*pooled, confidence=confidence, resamples=resamples)
     # Student's t, of few trainings, may leave the range of the scores
-    return {name: replace(one, low=max(one.low, 0.0), high=min(one.high, 1.0)) for name, one in found.items()}
+    ranges = {name: measures.RANGES.get(name, (0.0, 1.0)) for name in found}
+    return {
+        name: replace(one, low=max(one.low, ranges[name][0]), high=min(one.high, ranges[name][1]))
+        for name, one in found.items()
+    }
 
 
 def _cells_per_object(job: Job, resolution: tuple[int, int]) -> float | None:

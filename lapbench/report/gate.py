@@ -32,8 +32,11 @@ ASIDE = (
     "deletion_steps",
     "pointing_tolerance",
     "randomised_weights",
+    "removal_grid",
     "resamples",
     "selections",
+    "stability_radius",
+    "stability_samples",
 )
 """Settings of the protocol that decide which rows there are and what else is said of them, no image's IoU."""
 

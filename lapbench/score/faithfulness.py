@@ -66,14 +66,7 @@ def insert_and_delete(
     baseline: the value of a deleted pixel, in the images' own scale. Of equal pixels the first in row-major
     order goes first. Errors: ScoreError for shapes that do not fit.
     """
-    check_maps(maps)
-    if images.ndim != 4 or (len(images), *images.shape[2:]) != maps.shape:
-        raise ScoreError(
-            f"images {images.shape} and maps {maps.shape} must be of the same images and size: "
-            "(n, C, H, W) and (n, H, W), maps brought to the size of the image first"
-        )
-    if len(predict) != len(images):
-        raise ScoreError(f"{len(images)} images need as many predictions, found {len(predict)}")
+    _check(predict, images, maps)
     if steps < 1:
         raise ScoreError(f"steps: {steps} is not at least 1")
     fractions = np.arange(steps + 1) / steps
@@ -86,6 +79,48 @@ def insert_and_delete(
             deletion[i] = ask(np.where(gone, empty, image))
             insertion[i] = ask(np.where(gone, image, empty))
     return Faithfulness(fractions, deletion, insertion)
+
+
+def removal_correlation(
+    predict: Sequence[Predict], images: FloatArray, maps: FloatArray, *, grid: int, baseline: float = 0.0
+) -> Scores:
+    """Return how well maps (n, H, W) foretell what the removal of regions costs the answer, (n,) in [−1, 1].
+
+    Images (n, C, H, W) are cut into grid × grid regions. The drop of the network's answer when one is set to
+    `baseline` is correlated (Pearson) with the map's mean in it, over the regions: faithfulness in the sense
+    of Alvarez-Melis and Jaakkola (NeurIPS 2018). NaN where either is the same in all regions, or the map
+    holds NaN or infinity. predict: as in `insert_and_delete`, asked once for grid² + 1 images.
+    Errors: ScoreError for shapes that do not fit, and for regions smaller than a pixel.
+    """
+    _check(predict, images, maps)
+    height, width = maps.shape[1:]
+    if not 2 <= grid <= min(height, width):
+        raise ScoreError(f"grid: {grid} is not between 2 and the {min(height, width)} pixels of a side")
+    rows, columns = (np.arange(side) * grid // side for side in (height, width))
+    regions = rows[:, None] * grid + columns  # (H, W), the number of each pixel's region
+    sizes = np.bincount(regions.ravel())
+    correlation = np.full(len(maps), math.nan)
+    for i, (ask, image, values) in enumerate(zip(predict, images, maps, strict=True)):
+        if not np.isfinite(values).all():
+            continue
+        gone = regions == np.arange(grid**2)[:, None, None, None]
+        answers = ask(np.concatenate([image[None], np.where(gone, np.float32(baseline), image)]))
+        weight = np.bincount(regions.ravel(), weights=values.ravel()) / sizes
+        drop = answers[0] - answers[1:]
+        if np.ptp(weight) > 0 and np.ptp(drop) > 0:
+            correlation[i] = np.corrcoef(weight, drop)[0, 1]
+    return correlation
+
+
+def _check(predict: Sequence[Predict], images: FloatArray, maps: FloatArray) -> None:
+    check_maps(maps)
+    if images.ndim != 4 or (len(images), *images.shape[2:]) != maps.shape:
+        raise ScoreError(
+            f"images {images.shape} and maps {maps.shape} must be of the same images and size: "
+            "(n, C, H, W) and (n, H, W), maps brought to the size of the image first"
+        )
+    if len(predict) != len(images):
+        raise ScoreError(f"{len(images)} images need as many predictions, found {len(predict)}")
 
 
 def _area(curves: Scores) -> Scores:

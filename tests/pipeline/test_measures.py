@@ -1,5 +1,6 @@
 """What rows tell beside IoU, recomputed from the stored maps."""
 
+import hashlib
 import math
 from dataclasses import astuple
 from itertools import pairwise
@@ -12,12 +13,15 @@ from score import reference
 from sklearn.metrics import roc_auc_score
 
 from lapbench import pipeline
+from lapbench.explain import explain
 from lapbench.pipeline import measures
 from lapbench.pipeline.networks import load_network
 from lapbench.pipeline.samples import Samples
 from lapbench.pipeline.scoring import scored_rows
+from lapbench.registry import explainers
 from lapbench.report import read_image_scores
 from lapbench.score import localise, normalise, sweep_boxes
+from lapbench.score.stability import perturb
 from pipeline import tiny
 
 
@@ -160,6 +164,47 @@ def test_insertion_and_deletion_are_there_where_the_protocol_asks_for_them(copie
     mean = scored.row.measures["deletion_auc"].mean
     assert mean == pytest.approx((sum(curve.y) - (curve.y[0] + curve.y[-1]) / 2) / 4, abs=1e-5)
     assert "deletion_auc" not in found["no network", "Random", "top-k", False].row.measures
+
+
+def test_removal_and_stability_are_there_where_the_protocol_asks_for_them(copied):
+    text = tiny.with_explainers(tiny.DEFINITION, "grad_cam", "random")
+    text = tiny.with_protocol(text, removal_grid=4, stability_samples=2, stability_radius=0.3)
+    job = tiny.job(tiny.write_definition(copied, text=text), copied)
+    assert pipeline.explain(job) == [] and pipeline.score(job) == []
+    found = {scored.row.key: scored for source in job.rows() for scored in scored_rows(job, source)}
+    own = next(row for row in job.rows() if row.explainer.name == "grad_cam" and row.model.name == "plain")
+    [block] = job.blocks("score")
+    samples, shard = Samples(job), job.store.read(*job.map_key(own.sources[0], block))
+    images, maps = samples.images(block), normalise(shard.maps, (32, 32))
+    network = load_network(job, own.sources[0].subject)
+    scored = found["plain", "Grad-CAM", "top-k", False]
+
+    i, target = 3, int(shard.targets[3])
+    drops, means = [], []
+    for row, column in np.ndindex(4, 4):
+        there = slice(8 * row, 8 * row + 8), slice(8 * column, 8 * column + 8)
+        without = images[i].clone()
+        without[:, *there] = 0
+        with torch.no_grad():
+            before, after = network(torch.stack([images[i], without])).double().softmax(1)[:, target]
+        drops.append(float(before - after))
+        means.append(maps[i][there].mean())
+    assert scored.images.scores["removal_correlation"][0][i] == pytest.approx(
+        np.corrcoef(means, drops)[0, 1], abs=1e-4
+    )
+    slopes, changes = [], []
+    for turn in range(2):
+        seed = int(hashlib.sha256(samples.ids(block)[i].encode()).hexdigest()[:16], 16)
+        near = perturb(images[i : i + 1].numpy(), 0.3, [(seed, turn)])
+        raw = explain(
+            explainers.get("grad_cam"), network, torch.from_numpy(near), torch.tensor([target])
+        ).values
+        step = np.linalg.norm(normalise(raw.numpy(), (32, 32))[0] - maps[i])
+        slopes.append(step / np.linalg.norm(near - images[i : i + 1].numpy()))
+        changes.append(step / np.linalg.norm(maps[i]))
+    assert scored.images.scores["local_lipschitz"][0][i] == pytest.approx(max(slopes), rel=1e-3)
+    assert scored.images.scores["max_sensitivity"][0][i] == pytest.approx(max(changes), rel=1e-3)
+    assert "local_lipschitz" not in found["no network", "Random", "top-k", False].row.measures
 
 
 def test_images_without_boxes_have_those_of_their_masks(finished):

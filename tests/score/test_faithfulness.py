@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lapbench.errors import ScoreError
-from lapbench.score.faithfulness import Faithfulness, insert_and_delete
+from lapbench.score.faithfulness import Faithfulness, insert_and_delete, removal_correlation
 
 
 def mean_of(mask):
@@ -106,4 +106,53 @@ def test_what_does_not_fit_is_refused(shape, networks, steps, message):
     with pytest.raises(ScoreError, match=message):
         insert_and_delete(
             [np.sum] * networks, np.ones(shape, np.float32), np.ones((2, 3, 4), np.float32), steps=steps
+        )
+
+
+def test_removal_equals_a_loop_over_regions():
+    random = np.random.default_rng(3)
+    images = random.standard_normal((3, 2, 7, 9)).astype(np.float32)
+    maps = random.random((3, 7, 9)).astype(np.float32)
+    weights = random.standard_normal((3, 2, 7, 9))
+    networks = [lambda batch, w=w: np.tanh((batch * w).sum(axis=(1, 2, 3)) / 9) for w in weights]
+
+    found = removal_correlation(networks, images, maps, grid=3, baseline=0.25)
+
+    for i in range(3):
+        means, drops = [], []
+        for rows in (slice(0, 3), slice(3, 5), slice(5, 7)):  # floor(pixel · 3 / 7)
+            for columns in (slice(0, 3), slice(3, 6), slice(6, 9)):
+                without = images[i].copy()
+                without[:, rows, columns] = 0.25
+                drops.append(networks[i](images[i][None])[0] - networks[i](without[None])[0])
+                means.append(maps[i, rows, columns].mean())
+        assert found[i] == pytest.approx(np.corrcoef(means, drops)[0, 1])
+
+
+def test_the_contributions_of_a_linear_network_foretell_its_drops_and_their_opposite_the_contrary():
+    random = np.random.default_rng(4)
+    weights, image = random.random((8, 8)), random.random((1, 1, 8, 8)).astype(np.float32)
+
+    def network(batch):
+        return (batch[:, 0] * weights).sum(axis=(1, 2))
+
+    own = (image[:, 0] * weights).astype(np.float32)
+    assert removal_correlation([network], image, own, grid=4) == pytest.approx([1])
+    assert removal_correlation([network], image, -own, grid=4) == pytest.approx([-1])
+
+
+def test_removal_says_nothing_where_nothing_differs():
+    image = np.ones((1, 1, 4, 4), np.float32)
+    ramp = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
+    broken = np.where(ramp == 3, np.nan, ramp)
+    assert np.isnan(removal_correlation([mean_of(np.ones((4, 4), bool))], image, ramp, grid=2))  # equal drops
+    assert np.isnan(removal_correlation([lambda batch: batch[:, 0, 0, 0]], image, 0 * ramp, grid=2))
+    assert np.isnan(removal_correlation([lambda batch: batch[:, 0, 0, 0]], image, broken, grid=2))
+
+
+@pytest.mark.parametrize("grid", [1, 5])
+def test_regions_have_at_least_a_pixel_and_there_are_several(grid):
+    with pytest.raises(ScoreError, match=f"grid: {grid} is not between 2 and the 4 pixels of a side"):
+        removal_correlation(
+            [lambda batch: batch[:, 0, 0, 0]], np.ones((1, 1, 4, 6)), np.ones((1, 4, 6)), grid=grid
         )

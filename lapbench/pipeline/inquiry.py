@@ -1,0 +1,144 @@
+"""Scores that ask the network again, where the protocol wants them: how faithful maps are, and how stable."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lapbench.executor import MOST, in_batches
+from lapbench.explain import explain
+from lapbench.models.predict import predict
+from lapbench.pipeline.job import Block, Job, Source
+from lapbench.pipeline.networks import Lazy, load_network
+from lapbench.pipeline.samples import Samples
+from lapbench.score import normalise
+from lapbench.score.faithfulness import Faithfulness, Predict, insert_and_delete, removal_correlation
+from lapbench.score.stability import perturb, stability
+from lapbench.store import Shard
+from lapbench.train.hardware import resolve_device
+from lapbench.types import Array, FloatArray, MaskArray
+
+Scores: TypeAlias = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Inquiry:
+    """What came of asking a network again about the maps of n images.
+
+    scores: by name, (n,) each. curves: of deletion and insertion, where they were asked for.
+    """
+
+    scores: dict[str, Scores]
+    curves: Faithfulness | None = None
+
+    @classmethod
+    def join(cls, parts: Sequence["Inquiry"]) -> "Inquiry":
+        """Join what came of consecutive shards, at least one."""
+        scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in parts[0].scores}
+        curves = [part.curves for part in parts if part.curves is not None]
+        return cls(scores, Faithfulness.join(curves) if curves else None)
+
+
+def network_of(job: Job, source: Source) -> Lazy | None:
+    """Return the network to be asked about a source's maps, or None where nothing is to be asked."""
+    protocol = job.benchmark.protocol
+    wanted = protocol.deletion_steps or protocol.removal_grid or protocol.stability_samples
+    if wanted is None or source.subject is None:
+        return None
+    return Lazy(partial(load_network, job, source.subject))
+
+
+def inquire(
+    job: Job,
+    source: Source,
+    network: Lazy,
+    samples: Samples,
+    block: Block,
+    shard: Shard,
+    maps: FloatArray,
+    counted: MaskArray,
+) -> Inquiry:
+    """Ask a network about a block's images, changed as the protocol says.
+
+    A deleted pixel has the mean colour, 0 for the network; the answer is the probability of the class that
+    the map explains. counted: (n,) which images count; maps: (m, H, W), of those alone, normalised and at the
+    images' size.
+    """
+    protocol, curves = job.benchmark.protocol, None
+    scores: dict[str, Scores] = {}
+    images, targets = samples.images(block)[torch.from_numpy(counted)], shard.targets[counted]
+    asks: list[Predict] = [partial(_answer, job, network, int(target)) for target in targets]
+    if protocol.deletion_steps:
+        curves = insert_and_delete(asks, images.numpy(), maps, steps=protocol.deletion_steps)
+        scores |= {"deletion_auc": curves.deletion_auc, "insertion_auc": curves.insertion_auc}
+    if protocol.removal_grid:
+        found = removal_correlation(asks, images.numpy(), maps, grid=protocol.removal_grid)
+        scores["removal_correlation"] = found
+    if protocol.stability_samples:
+        masks = torch.from_numpy(samples.masks(block)[counted])
+        ids = [name for name, counts in zip(samples.ids(block), counted, strict=True) if counts]
+
+        def draw(changed: FloatArray) -> FloatArray:
+            raw = _maps(
+                job, source, network, torch.from_numpy(changed), torch.from_numpy(targets), masks, ids
+            )
+            return normalise(
+                raw,
+                (maps.shape[1], maps.shape[2]),
+                mode=source.spec.upsample,
+                sign=protocol.sign,
+                order=protocol.order,
+            )
+
+        seeds = [int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) for name in ids]
+        neighbours = (
+            perturb(images.numpy(), protocol.stability_radius, [(seed, turn) for seed in seeds])
+            for turn in range(protocol.stability_samples)
+        )
+        scores |= stability(draw, images.numpy(), maps, neighbours)
+    return Inquiry(scores, curves)
+
+
+def _answer(job: Job, network: Lazy, target: int, images: FloatArray) -> Array:
+    """Return the network's probability of a class for each image, (n,)."""
+    device = resolve_device(job.workspace.device)
+    logits = in_batches(
+        lambda start, stop: predict(network(), torch.from_numpy(images[start:stop]).to(device)).cpu(),
+        len(images),
+        most=MOST[device.type],
+    )
+    return np.asarray(torch.cat(logits).double().softmax(dim=1)[:, target])
+
+
+def _maps(
+    job: Job,
+    source: Source,
+    network: Lazy,
+    images: Tensor,
+    targets: Tensor,
+    masks: Tensor,
+    ids: Sequence[str],
+) -> FloatArray:
+    """Return the source's raw maps of other images with the same targets, (n, h, w)."""
+    device = resolve_device(job.workspace.device)
+
+    def draw(start: int, stop: int) -> Tensor:
+        part = slice(start, stop)
+        return explain(
+            source.spec,
+            network(),
+            images[part].to(device),
+            targets[part].to(device),
+            source.parameters,
+            masks=masks[part],
+            ids=ids[part],
+        ).values.cpu()
+
+    found: FloatArray = torch.cat(in_batches(draw, len(images), most=MOST[device.type])).numpy()
+    return found
