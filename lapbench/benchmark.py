@@ -4,6 +4,7 @@ Each class is one table of the TOML file. Defaults are the protocol's own; a fie
 is a point that the papers leave undetermined, so the choice is a switch and stands in every record.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -15,7 +16,9 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -25,8 +28,10 @@ from lapbench.toml import Table, read_toml
 
 T = TypeVar("T", bound=Table)
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Area = Annotated[Fraction | None, BeforeValidator(lambda value: None if value is False else value)]
-"""A share of a map's pixels; TOML has no null, and says false for none."""
+NONE = BeforeValidator(lambda value: None if value is False else value)
+"""TOML has no null, and says false for none."""
+Area = Annotated[Fraction | None, NONE]
+"""A share of a map's pixels."""
 NO_NETWORK = "no network"
 """What stands in the place of the model where a row is a control that knows none."""
 RowName = Annotated[
@@ -81,16 +86,27 @@ class Concept(Table):
     inactive_area: Area = 0.1
 
 
+class EachClass(Table):
+    """A concept head for every class of the data, all with the area ratios of `Concept`."""
+
+    min_area: Area = 0.1
+    max_area: Area = 0.5
+    inactive_area: Area = 0.1
+
+
 class Plug(Table):
     """How LAP is put into a network, and what its scoring module is made of."""
 
-    concepts: tuple[Concept, ...]
+    concepts: tuple[Concept, ...] = ()
+    each_class: EachClass | None = None  # in the place of concepts
     sites: tuple[str, ...] | Literal["paper", "all"] = "paper"
     branch_mode: Literal["shared", "separate", "post_add"] = "shared"  # open
     branch_scores: Literal["conv", "concat"] = "conv"  # open: what a shared LAP scores
     lap_position: Literal["pre_norm", "post_act"] = "pre_norm"  # open
     mixed_mode: Literal["concat", "per_branch"] = "concat"  # open: Inception's reduction blocks
-    hidden: PositiveInt | None = 8  # channels of the scoring module's hidden layer; none: a single layer
+    hidden: Annotated[PositiveInt | None, NONE] = (
+        8  # channels of the scoring module's hidden layer; none: a single layer
+    )
     score_activation: Literal["relu", "leaky_relu"] = "relu"  # open
     score_init: Literal["zero", "default"] = "zero"  # open
     aggregation: Literal["identity", "max", "sum", "trainable"] = "identity"
@@ -99,14 +115,33 @@ class Plug(Table):
     alpha_trainable: bool = True
     eps: PositiveFloat = 1e-6  # open
 
+    def of(self, classes: Sequence[str]) -> "Plug":
+        """Return the plug for data of these classes: each_class becomes concepts named like the classes."""
+        if self.each_class is None:
+            return self
+        areas = self.each_class.model_dump()
+        concepts = tuple(Concept(name=name, classes=(name,), **areas) for name in classes)
+        return self.model_copy(update={"concepts": concepts, "each_class": None})
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_younger(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out settings that are younger than some weights where they are not used: names stay."""
+        return {key: value for key, value in write(self).items() if value or key != "each_class"}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = [concept.name for concept in self.concepts]
         faults = []
-        if not names:
-            faults.append("LAP needs at least one concept")
+        if not names and self.each_class is None:
+            faults.append("LAP needs at least one concept, or each_class")
+        if names and self.each_class is not None:
+            faults.append("give either concepts or each_class, not both")
         if len(set(names)) < len(names):
             faults.append(f"concept names must differ (found {names})")
+        if self.aggregation == "identity" and self.each_class is not None:
+            faults.append(
+                "aggregation 'identity' needs one concept, not each_class: use max, sum or trainable"
+            )
         if self.aggregation == "identity" and len(names) > 1:
             faults.append(
                 f"aggregation 'identity' needs one concept, found {len(names)}: use max, sum or trainable"
@@ -161,8 +196,8 @@ class Recipe(Table):
     momentum: NonNegativeFloat = 0.9  # of sgd
     schedule: Literal["constant", "cosine", "one-cycle"] = "constant"
     select_epoch: Literal["val_loss", "balanced_accuracy"] = "val_loss"  # open
-    pretrained: Path | None = None  # weights of the plain network to start from
-    start: str | None = None  # or of a model further up in the definition, with the same seed
+    pretrained: Path | None = None  # weights to start from: a file, or torchvision's by name (IMAGENET1K_V1)
+    start: str | None = None  # or a model further up in the definition, with the same seed or its only one
     learning: tuple[str, ...] = ()  # the modules that learn, "lap" for all LAPs; none: the whole network
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "32-true"
     losses: Losses = Losses()
@@ -176,10 +211,27 @@ class Recipe(Table):
             raise ValueError("epochs = 0 trains nothing: it needs start or pretrained")
         return self
 
+    @property
+    def published(self) -> str | None:
+        """The name of the published weights that training starts from: what is no file has no suffix."""
+        named = self.pretrained is not None and not self.pretrained.suffix
+        return str(self.pretrained) if named else None
+
     def identity(self) -> dict[str, Any]:
         """What of a recipe decides weights; settings younger than some weights count where they are used."""
         named = self.model_dump(mode="json") | {"pretrained": None}
         return {k: v for k, v in named.items() if v or k not in ("start", "learning")}
+
+
+class ConceptMLP(Table):
+    """A two-layer network that reads the classes in what the concept maps of a LAP add up to (F_C).
+
+    It learns from the training split. target: what it learns, the truth, which then also stands against what
+    the network says; each: one network for the truth and one for what the network says.
+    """
+
+    hidden: PositiveInt = 128  # open
+    target: Literal["truth", "each"] = "truth"  # open
 
 
 class Model(Table):
@@ -189,6 +241,7 @@ class Model(Table):
     architecture: str
     parameters: dict[str, Any] = Field(default_factory=dict)
     plug: Plug | None = None
+    concept_mlp: ConceptMLP | None = None
     recipe: Recipe | None = None
     weights: Path | None = None
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
@@ -205,6 +258,8 @@ class Model(Table):
             faults.append("give either a recipe or weights" + (", not both" if self.recipe else ""))
         if self.weights is not None and self.seeds != (0,):
             faults.append("given weights have no seeds")
+        if self.concept_mlp and self.plug is None:
+            faults.append("concept_mlp reads the concepts of LAPs: it needs [models.plug]")
         if len(set(self.seeds)) < len(self.seeds):
             faults.append(f"seeds must differ (found {list(self.seeds)})")
         if self.recipe and self.recipe.supervision != "none" and self.plug is None:
@@ -273,7 +328,8 @@ class Term(Table):
     The model of a control is "no network".
 
     measure: iou, pointing_game, energy or any other score of a row; of a model accuracy, balanced_accuracy,
-    sensitivity, specificity, or of its LAP number l alone predictivity_l and faithfulness_l.
+    sensitivity, specificity, or of its LAP number l alone predictivity_l and faithfulness_l; as a concept_mlp
+    reads it, mlp_predictivity_l and mlp_faithfulness_l.
     """
 
     model: str
@@ -295,31 +351,39 @@ class Term(Table):
 
 
 class Claim(Table):
-    """A statement that the results can contradict: one score is higher than others, or scores rise.
+    """A statement that the results can contradict: a score is higher, or steadier, than others; scores rise.
 
-    higher, than: the one is above every one of the others. rising: each is above the one before. margin: with
-    one, no more is claimed than that the score is not lower by this much (non-inferiority).
+    higher, than: the one is above every one of the others. steadier, than: it varies less between trainings.
+    rising: each is above the one before. margin: with one, no more is claimed than that the score is not
+    lower by this much (non-inferiority).
     """
 
     id: str
     says: str
     higher: Term | None = None
+    steadier: Term | None = None
     than: tuple[Term, ...] = ()
     rising: tuple[Term, ...] = ()
     margin: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        compared, ordered = self.higher is not None and bool(self.than), len(self.rising) > 1
-        if compared == ordered or (self.higher is None) != (not self.than) or (compared and self.rising):
-            raise ValueError("a claim has either higher and than, or rising with two scores or more")
+        forms = [self.higher is not None, self.steadier is not None, bool(self.rising)]
+        whole = len(self.rising) > 1 if self.rising else bool(self.than)
+        if sum(forms) != 1 or not whole or (self.rising and self.than):
+            raise ValueError(
+                "a claim has higher and than, or steadier and than, or rising with two scores or more"
+            )
+        if self.steadier is not None and self.margin is not None:
+            raise ValueError("a margin is one of means: steadier has none")
         return self
 
     @property
     def pairs(self) -> tuple[tuple[Term, Term], ...]:
-        """What must be higher, and than what."""
-        if self.higher is not None:
-            return tuple((self.higher, other) for other in self.than)
+        """What must be higher, or steadier, and than what."""
+        ours = self.higher or self.steadier
+        if ours is not None:
+            return tuple((ours, other) for other in self.than)
         return tuple((upper, lower) for lower, upper in pairwise(self.rising))
 
 
@@ -345,7 +409,11 @@ class Benchmark(Table):
             if start is not None and start not in earlier:
                 hint = suggest(start, earlier) if earlier else ""
                 faults.append(f"{model.name} starts from {start!r}, which is no model further up{hint}")
-            elif start is not None and earlier[start].recipe and set(model.seeds) - set(earlier[start].seeds):
+            elif (
+                start is not None
+                and len(earlier[start].seeds) > 1
+                and set(model.seeds) - set(earlier[start].seeds)
+            ):
                 faults.append(f"{model.name} has seeds that {start}, which it starts from, has not")
         return _without(faults, self)
 
@@ -399,8 +467,9 @@ def _rooted(benchmark: Benchmark, folder: Path) -> Benchmark:
     for model in benchmark.models:
         if model.weights is not None:
             model = model.model_copy(update={"weights": folder / model.weights})
-        if model.recipe is not None and model.recipe.pretrained is not None:
-            recipe = model.recipe.model_copy(update={"pretrained": folder / model.recipe.pretrained})
+        recipe = model.recipe
+        if recipe is not None and recipe.pretrained is not None and recipe.published is None:
+            recipe = recipe.model_copy(update={"pretrained": folder / recipe.pretrained})
             model = model.model_copy(update={"recipe": recipe})
         models.append(model)
     return benchmark.model_copy(update={"data": data, "models": tuple(models)})

@@ -9,6 +9,9 @@ import torch
 from lapbench.errors import ExplainerError
 from lapbench.store import MapStore, Shard
 
+MOST = {"cpu": 8, "cuda": 256}
+"""Samples asked at once, where memory allows; a CPU's caches hold no more: larger batches are slower."""
+
 T = TypeVar("T")
 Progress = Callable[[int, int, str], None]
 """Called with the work done, the work in all, and what the work is: a name, or ``name · state`` where the

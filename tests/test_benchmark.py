@@ -113,7 +113,7 @@ def test_contradictions_are_listed_beside_unknown_fields(tmp_path):
     assert found == [
         f"{line_of(text, 'meen')}: data.meen: unknown field; did you mean 'mean'?",
         f"{line_of(text, 'colour')}: models.2.colour: unknown field; "
-        "known: architecture, name, parameters, plug, recipe, seeds, weights",
+        "known: architecture, concept_mlp, name, parameters, plug, recipe, seeds, weights",
         f"{line_of(text, '[data]')}: data: "
         "the threshold may not be fitted on the split it is scored on: both are 'test'",
         f"{line_of(text, 'weights') - 2}: models.2: give either a recipe or weights, not both",
@@ -146,7 +146,9 @@ CONCEPTS = ({"name": "a"}, {"name": "b"})
         (Model, MODEL | {"parameters": {"width": 0}}, "parameter 'width' of architecture 'resnet18'"),
         (Model, MODEL | {"name": "a,b"}, "String should match pattern"),
         (Plug, {"concepts": CONCEPTS}, "'identity' needs one concept, found 2: use max, sum or trainable"),
-        (Plug, {"concepts": ()}, "LAP needs at least one concept"),
+        (Plug, {"concepts": ()}, "LAP needs at least one concept, or each_class"),
+        (Plug, {"concepts": CONCEPTS[:1], "each_class": {}}, "either concepts or each_class, not both"),
+        (Plug, {"each_class": {}}, "'identity' needs one concept, not each_class: use max, sum or trainable"),
         (Plug, {"concepts": CONCEPTS[:1] * 2, "aggregation": "max"}, "names must differ (found ['a', 'a'])"),
         (Plug, {"concepts": CONCEPTS[:1], "alpha_init": 0}, "a trainable alpha would never move"),
         (Protocol, {"confidence": 1.0}, "less than 1"),
@@ -163,6 +165,17 @@ def test_two_contradictions_of_one_table_are_both_said():
     with pytest.raises(ValueError, match="validation error") as caught:
         Data.model_validate(DATA | {"fit": "test", "channels": 1})
     assert "both are 'test'; mean and std need one value per channel" in str(caught.value)
+
+
+def test_each_class_stands_for_a_concept_named_like_every_class():
+    areas = {"min_area": 0.2, "max_area": None, "inactive_area": 0.05}
+    short = Plug(each_class=areas, aggregation="trainable")
+    long = Plug(
+        concepts=[{"name": n, "classes": [n], **areas} for n in ("cat", "dog")], aggregation="trainable"
+    )
+
+    assert short.of(("cat", "dog")) == long == long.of(("other", "classes"))
+    assert "each_class" in short.model_dump() and "each_class" not in long.model_dump()  # old names stay
 
 
 def test_a_fixed_alpha_of_zero_is_average_pooling_and_allowed():

@@ -66,6 +66,7 @@ def plug(model: nn.Module, spec: Plug, *, classes: Sequence[str]) -> nn.Module:
         raise DefinitionError(
             f"this {type(model).__name__} carries LAP already: plug the plain network instead"
         )
+    spec = spec.of(classes)
     heads = tuple(tuple(_index(name, classes) for name in concept.classes) for concept in spec.concepts)
     plugged = copy.deepcopy(model)
     for site in choose_sites(find_sites(plugged), spec.sites):

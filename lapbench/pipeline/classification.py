@@ -1,5 +1,6 @@
 """How well networks classify the scored split, and what each of their LAPs says alone."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -8,7 +9,7 @@ import numpy.typing as npt
 
 from lapbench import benchmark as definition
 from lapbench.digest import plain
-from lapbench.pipeline.explaining import read_answers
+from lapbench.pipeline.answering import read_answers, read_mlps
 from lapbench.pipeline.job import Job, Subject
 from lapbench.report import Estimate, ModelSummary
 from lapbench.report.results import LapSummary
@@ -22,11 +23,13 @@ def classification(job: Job, model: definition.Model) -> dict[str, Scores]:
     """Return what every image adds to the measures of a network, by name, (seeds, images) each.
 
     accuracy and its kin: see `lapbench.score.predictivity.correctness`. predictivity_1, faithfulness_1 and so
-    on: whether the LAP of that number, standing alone, names the true class, and whether that of its network.
+    on: whether the LAP of that number, standing alone, names the true class, and whether that of its network;
+    mlp_predictivity_1 and so on: the same as a network reads it in the LAP's concept features.
     Empty where a network was not asked yet.
     """
     labels, n_classes = job.considered("score").labels, len(job.dataset.classes)
-    found = [read_answers(job, Subject(model, s, job.weights(model, s)), "score") for s in model.seeds]
+    subjects = [Subject(model, seed, job.weights(model, seed)) for seed in model.seeds]
+    found = [read_answers(job, subject, "score") for subject in subjects]
     known = [answers for answers in found if answers is not None]
     if len(known) < len(found):
         return {}
@@ -35,6 +38,12 @@ def classification(job: Job, model: definition.Model) -> dict[str, Scores]:
     for number, layer in enumerate(_stand_alone(job, model, known), start=1):
         tables[f"predictivity_{number}"] = (layer == labels).astype(np.float64)
         tables[f"faithfulness_{number}"] = (layer == said).astype(np.float64)
+    read = [mlps for subject in subjects if (mlps := read_mlps(job, subject)) is not None]
+    if len(read) == len(subjects):
+        truth, network = (np.stack([m[name].argmax(axis=2) for m in read]) for name in ("truth", "network"))
+        for layer in range(truth.shape[2]):
+            tables[f"mlp_predictivity_{layer + 1}"] = (truth[:, :, layer] == labels).astype(np.float64)
+            tables[f"mlp_faithfulness_{layer + 1}"] = (network[:, :, layer] == said).astype(np.float64)
     return tables
 
 
@@ -48,20 +57,29 @@ def summarise(job: Job, model: definition.Model) -> ModelSummary:
     within = [replace(one, low=max(one.low, 0.0), high=min(one.high, 1.0)) for one in intervals]
     found = {name: Estimate.of(one) for name, one in zip(tables, within, strict=True) if one.n}
     networks = [Subject(model, seed, job.weights(model, seed)).identity() for seed in model.seeds]
-    n_laps = sum(name.startswith("predictivity") for name in found)
     return ModelSummary(
         name=model.name,
         accuracy=found["accuracy"].mean if found else None,
         balanced_accuracy=found["balanced_accuracy"].mean if found else None,
         measures={name: one for name, one in found.items() if not name[-1].isdigit()},
-        laps=tuple(
-            LapSummary(predictivity=found[f"predictivity_{n}"], faithfulness=found[f"faithfulness_{n}"])
-            for n in range(1, n_laps + 1)
-        ),
+        laps=_laps(found, ""),
+        laps_read=_laps(found, "mlp_"),
         classes=len(job.dataset.classes),
         n=len(job.considered("score")),
         seeds=model.seeds if model.recipe else (),
         provenance={"networks": plain(networks)},
+    )
+
+
+def _laps(found: Mapping[str, Estimate], kind: str) -> tuple[LapSummary, ...]:
+    """What a model's LAPs say alone or, of kind "mlp_", as a network reads them."""
+    n_laps = sum(name.startswith(f"{kind}predictivity_") for name in found)
+    return tuple(
+        LapSummary(
+            predictivity=found[f"{kind}predictivity_{number}"],
+            faithfulness=found[f"{kind}faithfulness_{number}"],
+        )
+        for number in range(1, n_laps + 1)
     )
 
 
@@ -72,8 +90,8 @@ def _stand_alone(
     none = np.empty((0, len(answers), 0), np.int64)
     if model.plug is None:
         return none
-    index = job.dataset.classes.index
-    heads = [tuple(index(name) for name in concept.classes) for concept in model.plug.concepts]
+    classes = job.dataset.classes
+    heads = [tuple(map(classes.index, c.classes)) for c in model.plug.of(classes).concepts]
     said = [stand_alone(one["peaks"], one["sums"], heads, len(job.dataset.classes)) for one in answers]
     known = [classes for classes in said if classes is not None]
     return np.stack(known).transpose(2, 0, 1) if known else none

@@ -9,20 +9,16 @@ from torch import Tensor, nn
 
 from lapbench.digest import plain
 from lapbench.errors import ExplainerError, LapbenchError
-from lapbench.executor import Key, Task, in_batches, make
+from lapbench.executor import MOST, Key, Task, in_batches, make
 from lapbench.explain import Maps, Prepared, Request, explain_together
-from lapbench.models.predict import answer
-from lapbench.pipeline.job import Block, Job, Purpose, Source, Subject
+from lapbench.pipeline.answering import ask, read_logits
+from lapbench.pipeline.job import Block, Job, Purpose, Source
 from lapbench.pipeline.networks import Lazy, load_network
 from lapbench.pipeline.rows import missing_rows
 from lapbench.pipeline.samples import Samples
 from lapbench.report.results import write_file
 from lapbench.store import Shard
 from lapbench.train.hardware import resolve_device
-from lapbench.types import FloatArray
-
-MOST = {"cpu": 8, "cuda": 256}
-"""Samples explained at once, where memory allows; a CPU's caches hold no more: larger batches are slower."""
 
 
 def explain(job: Job) -> list[str]:
@@ -37,62 +33,11 @@ def explain(job: Job) -> list[str]:
     rows = missing_rows(job)
     for subject in job.subjects():
         network = Lazy(partial(load_network, job, subject))
-        if not subject.randomised or job.benchmark.protocol.target == "predicted":
-            _predict(job, subject, network, samples)
+        ask(job, subject, network, samples)
         sources = [source for row in rows for source in row.sources if source.subject == subject]
         reasons += _explain(job, sources, network, samples, f"explain: {subject.text}")
     controls = [row.sources[0] for row in rows if row.model is None]
     return reasons + _explain(job, controls, Lazy(nn.Identity), samples, "explain: controls")
-
-
-def read_logits(job: Job, subject: Subject, purpose: Purpose) -> FloatArray | None:
-    """What a network answers to every image of a split, (n, classes), or None where that is not known."""
-    answers = read_answers(job, subject, purpose)
-    return answers["logits"] if answers else None
-
-
-def read_answers(job: Job, subject: Subject, purpose: Purpose) -> dict[str, FloatArray] | None:
-    """What a network and, as "peaks" and "sums", its LAPs say of every image of a split.
-
-    They are those of `lapbench.models.predict.Answers`; without LAP there are only "logits". None where the
-    network was not asked yet.
-    """
-    shards = [job.store.read(*job.prediction_key(subject, block)) for block in job.prediction_blocks(purpose)]
-    known = [shard.arrays for shard in shards if shard is not None]
-    if not known or len(known) < len(shards):
-        return None
-    return {name: np.concatenate([arrays[name] for arrays in known]) for name in known[0]}
-
-
-def _predict(job: Job, subject: Subject, network: Lazy, samples: Samples) -> None:
-    """Store the answers on the scored split, and on the fitting split where they decide targets."""
-    decides_targets = job.benchmark.protocol.target == "predicted"
-    purposes: tuple[Purpose, ...] = ("score", "fit") if decides_targets else ("score",)
-    device = resolve_device(job.workspace.device)
-
-    def compute(block: Block, keys: list[Key]) -> Mapping[Key, Shard]:
-        images = samples.images(block)
-        parts = in_batches(
-            lambda start, stop: answer(network(), images[start:stop].to(device)),
-            len(images),
-            most=MOST[device.type],
-        )
-        names = ("logits", "peaks", "sums") if parts[0].peaks.shape[1] else ("logits",)
-        shard = Shard(
-            ids=samples.ids(block),
-            targets=samples.labels(block),
-            arrays={name: torch.cat([getattr(p, name) for p in parts]).float().numpy() for name in names},
-            provenance=plain(subject.identity()),
-        )
-        return dict.fromkeys(keys, shard)
-
-    for purpose in purposes:
-        tasks = [
-            Task((job.prediction_key(subject, block),), len(block.indices), partial(compute, block))
-            for block in job.prediction_blocks(purpose)
-        ]
-        text = f"predict {job.considered(purpose).name}: {subject.text}"
-        make(tasks, job.store, job.workspace.progress, text)
 
 
 def _explain(job: Job, sources: Sequence[Source], network: Lazy, samples: Samples, text: str) -> list[str]:

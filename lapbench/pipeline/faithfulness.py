@@ -5,9 +5,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from lapbench.executor import in_batches
+from lapbench.executor import MOST, in_batches
 from lapbench.models.predict import predict
-from lapbench.pipeline.explaining import MOST
 from lapbench.pipeline.job import Block, Job, Source
 from lapbench.pipeline.networks import Lazy, load_network
 from lapbench.pipeline.samples import Samples

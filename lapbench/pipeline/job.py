@@ -20,6 +20,7 @@ from lapbench.data import Dataset, Split, describe, load_manifest, open_dataset
 from lapbench.digest import digest_of, digest_of_file
 from lapbench.errors import DefinitionError, WeightsError, suggest
 from lapbench.executor import Key, Progress
+from lapbench.models.published import published_weights
 from lapbench.registry import ExplainerSpec, architectures, explainers
 from lapbench.store import MapStore
 from lapbench.types import IntArray
@@ -31,7 +32,7 @@ TRAINING_VERSION = 1
 SCORING_VERSION = 2
 """Raised when a change of the scoring code may change a number."""
 
-Purpose = Literal["fit", "score"]
+Purpose = Literal["train", "fit", "score"]
 
 
 def silent(*_: object) -> None:
@@ -177,10 +178,14 @@ class Job:
         return describe(self.dataset).splits[self.benchmark.data.score].median_box_side
 
     def considered(self, purpose: Purpose) -> Split:
-        """The split that fits thresholds or that is scored, as far as the definition goes into it."""
+        """The split that trains, fits thresholds or is scored, as far as the definition goes into it."""
         if purpose not in self._considered:
             data = self.benchmark.data
-            name, limit = (data.fit, data.fit_limit) if purpose == "fit" else (data.score, data.score_limit)
+            name, limit = {
+                "train": (data.train, None),
+                "fit": (data.fit, data.fit_limit),
+                "score": (data.score, data.score_limit),
+            }[purpose]
             self._considered[purpose] = self.dataset[name][:limit]
         return self._considered[purpose]
 
@@ -191,44 +196,41 @@ class Job:
         """
         if model.weights is not None:
             return model.weights
-        recipe = model.recipe
-        pretrained = recipe.pretrained if recipe else None
-        if pretrained and not pretrained.is_file():
-            raise WeightsError(f"{pretrained}: there is no such weights file, which {model.name} starts from")
-        data = self.benchmark.data
+        recipe, data = model.recipe, self.benchmark.data
         key = {
             **_structure(model),
             "recipe": recipe.identity() if recipe else None,
-            "pretrained": digest_of_file(pretrained) if pretrained else None,
+            "pretrained": pretrained_identity(model),
             "seed": seed,
             "data": self.dataset.digest,
             "splits": [data.train, data.select],
             "input": [data.mean, data.std],
             "training": TRAINING_VERSION,
         }
-        if earlier := self._earlier(model):
-            name = digest_of_file(earlier.weights) if earlier.weights else self.weights(earlier, seed).stem
-            key["start"] = name
+        if earlier := self._earlier(model, seed):
+            key["start"] = earlier.weights_digest if earlier.model.weights else earlier.weights.stem
         return self.workspace.cache / "weights" / f"{slug(model.name)}-{digest_of(key)[:16]}.safetensors"
 
     def start(self, model: definition.Model, seed: int) -> Path | None:
-        """The weights that a model's training starts from: given ones, or those of an earlier model.
+        """The weights that a model's training starts from: given or published ones, or an earlier model's.
 
-        Errors: DefinitionError where that model was left out.
+        Errors: DefinitionError where that model was left out; those of `published_weights`.
         """
-        earlier = self._earlier(model)
-        if earlier is not None:
-            return self.weights(earlier, seed)
-        return model.recipe.pretrained if model.recipe else None
+        if earlier := self._earlier(model, seed):
+            return earlier.weights
+        if model.recipe is None or model.recipe.published is None:
+            return model.recipe.pretrained if model.recipe else None
+        return published_weights(model.architecture, model.recipe.published)
 
-    def _earlier(self, model: definition.Model) -> definition.Model | None:
-        """The model that another one starts from."""
+    def _earlier(self, model: definition.Model, seed: int) -> Subject | None:
+        """The network that another one starts from: that of the same seed, or the only one."""
         name = model.recipe.start if model.recipe else None
         if name is None:
             return None
         for earlier in self.benchmark.models:
             if earlier.name == name:
-                return earlier
+                own = seed if seed in earlier.seeds else earlier.seeds[0]
+                return Subject(earlier, own, self.weights(earlier, own))
         raise DefinitionError(f"{model.name} starts from {name}, which was left out: name it, too")
 
     def subjects(self) -> Iterator[Subject]:
@@ -280,6 +282,20 @@ class Job:
         """Name and digest of the answers of a network on a block."""
         what = {"answers": subject.identity(), **self._samples(block)}
         return f"{_network(subject)}/predictions/{block.split}-{block.number:04d}", digest_of(what)
+
+    def mlp_key(self, subject: Subject, mlp: definition.ConceptMLP) -> Key:
+        """Name and digest of what is read in the concepts of a network, over the scored split."""
+        what = {
+            "answers": [
+                self.prediction_key(subject, block)[1]
+                for purpose in ("train", "score")
+                for block in self.prediction_blocks(purpose)
+            ],
+            "mlp": mlp,
+            "seed": subject.seed,
+            "scikit-learn": release("scikit-learn"),
+        }
+        return f"{_network(subject)}/concepts", digest_of(what)
 
     def row_digest(self, row: RowSource) -> str:
         """The digest of everything that decides a row's numbers: its maps, and how they are scored."""
@@ -360,6 +376,23 @@ def check_names(benchmark: Benchmark, dataset: Dataset) -> None:
         raise DefinitionError(
             f"{benchmark.name} does not fit its data\n" + "\n".join(f"  {f}" for f in faults)
         )
+
+
+def pretrained_identity(model: definition.Model) -> str | None:
+    """What names the weights that a recipe starts from: a file's digest, or whose published ones they are.
+
+    Errors: WeightsError where the file is missing.
+    """
+    recipe = model.recipe
+    if recipe is None or recipe.pretrained is None:
+        return None
+    if recipe.published:
+        return f"torchvision/{model.architecture}/{recipe.published}"
+    if not recipe.pretrained.is_file():
+        raise WeightsError(
+            f"{recipe.pretrained}: there is no such weights file, which {model.name} starts from"
+        )
+    return digest_of_file(recipe.pretrained)
 
 
 def _structure(model: definition.Model) -> dict[str, Any]:

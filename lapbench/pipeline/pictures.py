@@ -11,7 +11,7 @@ from scipy.special import softmax
 from lapbench import benchmark as definition
 from lapbench.digest import digest_of
 from lapbench.errors import StoreError
-from lapbench.pipeline.explaining import read_logits
+from lapbench.pipeline.answering import read_logits
 from lapbench.pipeline.job import Block, Job, RowSource, Subject, slug
 from lapbench.report.figures import MapColumn, draw_maps, draw_ranking
 from lapbench.report.results import Leaderboard, Row, Selection, write_file

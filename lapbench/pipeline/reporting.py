@@ -6,7 +6,7 @@ from typing import Any
 from lapbench import __version__
 from lapbench.digest import digest_of, digest_of_file, plain
 from lapbench.pipeline.classification import summarise
-from lapbench.pipeline.job import Job
+from lapbench.pipeline.job import Job, pretrained_identity
 from lapbench.pipeline.measures import randomisation_drops
 from lapbench.pipeline.pictures import draw_pictures
 from lapbench.pipeline.rows import ScoredRow
@@ -72,6 +72,6 @@ def _placeless(job: Job) -> dict[str, Any]:
     for table, model in zip(found["models"], job.benchmark.models, strict=True):
         if model.weights is not None:
             table["weights"] = digest_of_file(model.weights)
-        if model.recipe is not None and model.recipe.pretrained is not None:
-            table["recipe"]["pretrained"] = digest_of_file(model.recipe.pretrained)
+        if model.recipe is not None:
+            table["recipe"]["pretrained"] = pretrained_identity(model)
     return found

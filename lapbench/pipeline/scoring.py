@@ -12,7 +12,7 @@ from lapbench.benchmark import NO_NETWORK
 from lapbench.digest import plain
 from lapbench.errors import StoreError
 from lapbench.pipeline import measures
-from lapbench.pipeline.explaining import read_logits
+from lapbench.pipeline.answering import read_logits
 from lapbench.pipeline.faithfulness import faithfulness, network_of
 from lapbench.pipeline.job import Block, Job, Purpose, RowSource, Source
 from lapbench.pipeline.rows import ScoredRow, missing_rows, read_row, write_row

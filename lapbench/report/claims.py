@@ -14,6 +14,8 @@ from lapbench.report.comparison import compare
 from lapbench.report.markdown import escape, table
 from lapbench.report.results import Count, Number, Provenance, Record
 
+Scores: TypeAlias = npt.NDArray[np.float64]
+Interval: TypeAlias = tuple[float, float, float]  # a difference, and its bounds
 Verdict: TypeAlias = Literal["holds", "does not hold", "not decidable"]
 COLUMNS = ("claim", "verdict", "says", "difference [interval]", "images", "trainings", "weakest part")
 
@@ -21,8 +23,8 @@ COLUMNS = ("claim", "verdict", "says", "difference [interval]", "images", "train
 class Part(Record):
     """One comparison of a claim: ours should be higher than theirs.
 
-    difference: of the means, ours − theirs, in [low, high]. trainings: of the one with fewer. reason: why
-    there is no difference.
+    difference: of the means, ours − theirs, in [low, high]; where steadiness is claimed, that of
+    `compare_spread`. trainings: of the one with fewer. reason: why there is no difference.
     """
 
     ours: str
@@ -73,11 +75,11 @@ class ClaimResults(Record):
 class Found:
     """The scores of one term, (trainings, images), with the ids of the images; or why there are none."""
 
-    scores: npt.NDArray[np.float64] | None = None
+    scores: Scores | None = None
     ids: tuple[str, ...] = ()
     reason: str = ""
 
-    def over(self, ids: Sequence[str]) -> npt.NDArray[np.float64]:
+    def over(self, ids: Sequence[str]) -> Scores:
         """Return the scores of some of the images, in the order given."""
         place = {name: column for column, name in enumerate(self.ids)}
         return np.asarray(self.scores)[:, [place[name] for name in ids]]
@@ -102,23 +104,50 @@ def judge_claim(
             parts.append(Part(ours=ours.text, theirs=theirs.text, reason=reason))
             continue
         scores = mine.over(common), other.over(common)
-        found = compare(*scores, confidence=confidence, resamples=resamples)
-        contradicted |= compare(*scores, confidence=corrected, resamples=resamples).high < bar
+
+        def interval(level: float, scores: tuple[Scores, Scores] = scores) -> Interval:
+            if claim.steadier:
+                return compare_spread(*scores, confidence=level)
+            found = compare(*scores, confidence=level, resamples=resamples)
+            return found.difference, found.low, found.high
+
+        difference, low, high = interval(confidence)
+        contradicted |= interval(corrected)[2] < bar
+        lone = "two trainings of each are the least" if claim.steadier else "one image alone has no interval"
         parts.append(
             Part(
                 ours=ours.text,
                 theirs=theirs.text,
-                difference=found.difference,
-                low=found.low,
-                high=found.high,
-                n=found.n,
+                difference=difference,
+                low=low,
+                high=high,
+                n=len(common),
                 trainings=min(len(table) for table in scores),
-                reason="one image alone has no interval" if math.isnan(found.low) else "",
+                reason=lone if math.isnan(low) else "",
             )
         )
     holds = all(part.low is not None and part.low > bar for part in parts)
     verdict: Verdict = "holds" if holds else "does not hold" if contradicted else "not decidable"
     return ClaimResult(id=claim.id, says=claim.says, margin=claim.margin, verdict=verdict, parts=tuple(parts))
+
+
+def compare_spread(ours: Scores, theirs: Scores, *, confidence: float = 0.95) -> Interval:
+    """Return how much steadier ours is between trainings, with its interval: log2 of the ratio of spreads.
+
+    ours, theirs: (trainings, images). The spread is the standard deviation of the trainings' means; the
+    interval is that of the F test for two variances, which takes the means as normally distributed. NaN with
+    a single training, or where the trainings of either are all equal.
+    """
+    from scipy.stats import f
+
+    means = np.nanmean(ours, axis=1), np.nanmean(theirs, axis=1)
+    if min(len(ours), len(theirs)) < 2 or not all(np.ptp(mean) > 0 for mean in means):
+        return math.nan, math.nan, math.nan
+    ratio = means[1].var(ddof=1) / means[0].var(ddof=1)
+    tail, freedom = (1 - confidence) / 2, (len(theirs) - 1, len(ours) - 1)
+    low, high = ratio / f.ppf(1 - tail, *freedom), ratio / f.ppf(tail, *freedom)
+    found, below, above = (float(np.log2(value) / 2) for value in (ratio, low, high))
+    return found, below, above
 
 
 def cells(result: ClaimResult) -> tuple[str, ...]:
@@ -146,6 +175,6 @@ def render_claims(results: ClaimResults) -> str:
 LEGEND = (
     "A claim holds where the interval of every difference lies above zero (above minus the margin, if there "
     "is one), and does not hold where one lies below, corrected for their number. The difference shown is "
-    "that of the weakest part, paired by image. With one training it speaks of these networks, with more of "
-    "the recipe."
+    "that of the weakest part, paired by image; of steadiness it is how often the spread between trainings "
+    "is halved. With one training it speaks of these networks, with more of the recipe."
 )

@@ -42,7 +42,8 @@ LEGEND = (
     "selects below it. ties: share of selected pixels left to the tie rule. pointing: how often the highest "
     "pixel lies inside the truth. energy: share of the positive map inside it. cells: pixels of the map "
     "across the median object. Controls have no rank: what does not beat them says nothing. predictivity, "
-    "faithfulness: how often a LAP alone names the true class, and that of its network."
+    "faithfulness: how often a LAP alone names the true class, and that of its network; read by an MLP: by a "
+    "two-layer network that learned from what the LAP's concept maps add up to."
 )
 
 LAP_COLUMNS = ("model", "layer", "predictivity", "faithfulness")
@@ -189,9 +190,10 @@ def model_tables(models: Sequence[ModelSummary]) -> list[tuple[str, tuple[str, .
     columns = ("model", "accuracy", *two, "balanced accuracy", "chance", "images", "seeds", "notes")
     lines = [_model_cells(model, two) for model in models]
     laps = [
-        [model.name, f"LAP {number}", interval_text(lap.predictivity), interval_text(lap.faithfulness)]
+        [model.name, f"LAP {number}{how}", interval_text(lap.predictivity), interval_text(lap.faithfulness)]
         for model in models
-        for number, lap in enumerate(model.laps, start=1)
+        for how, found in (("", model.laps), (", read by an MLP", model.laps_read))
+        for number, lap in enumerate(found, start=1)
     ]
     found = [("Models", columns, lines), ("LAPs, each alone", LAP_COLUMNS, laps)]
     return [(title, headings, cells) for title, headings, cells in found if cells]

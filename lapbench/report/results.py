@@ -230,7 +230,8 @@ class ModelSummary(Record):
     """How well a model classifies the scored split: a map from a model that cannot says nothing.
 
     measures: accuracy, balanced_accuracy and, of two classes, sensitivity and specificity, with their
-    intervals. laps: its LAPs, shallow to deep, where each stands alone.
+    intervals. laps: its LAPs, shallow to deep, where each stands alone. laps_read: the same, as a two-layer
+    network reads their concept features, where the definition asks for one.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -238,6 +239,7 @@ class ModelSummary(Record):
     balanced_accuracy: Number = None
     measures: dict[str, Estimate] = {}
     laps: tuple[LapSummary, ...] = ()
+    laps_read: tuple[LapSummary, ...] = ()
     classes: Annotated[int, Field(ge=2)]
     n: Count  # images of the scored split
     seeds: tuple[int, ...] = ()

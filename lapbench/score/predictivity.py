@@ -54,3 +54,29 @@ def correctness(answers: Labels, labels: Labels, n_classes: int) -> dict[str, Sc
         found["sensitivity"] = np.where(labels == 1, right, np.nan)
         found["specificity"] = np.where(labels == 0, right, np.nan)
     return found
+
+
+def learn_to_read(
+    sums: npt.NDArray[Any],
+    lessons: Labels,
+    unseen: npt.NDArray[Any],
+    *,
+    n_classes: int,
+    hidden: int = 128,
+    seed: int = 0,
+) -> npt.NDArray[np.float32]:
+    """Return the class probabilities (m, classes) that a two-layer network reads in concept features.
+
+    sums: F_C of the LAP paper, the sum of every concept map over its pixels, (n, h). lessons: the classes
+    (n,) that the network learns. unseen: features (m, h) of other images. The features are standardised; Adam
+    ends when a tenth of the lessons, held back, gets no better.
+    """
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(sums.astype(np.float64))
+    network = MLPClassifier((hidden,), early_stopping=True, max_iter=1000, random_state=seed)
+    network.fit(scaler.transform(sums.astype(np.float64)), lessons)
+    probabilities = np.zeros((len(unseen), n_classes), np.float32)
+    probabilities[:, network.classes_] = network.predict_proba(scaler.transform(unseen.astype(np.float64)))
+    return probabilities

@@ -84,6 +84,7 @@ def train(
     Errors: TrainingError when training cannot start or diverges; WeightsError for the recipe's start
     weights.
     """
+    plug = plug.of(dataset.classes) if plug else None
     objective = _objective(model, recipe, plug)
     check_classes(dataset[data.train].labels, dataset.classes, recipe, split=data.train)
     hardware = choose_hardware(device, recipe.precision)

@@ -6,7 +6,7 @@ import torch
 
 from lapbench import pipeline
 from lapbench.models.predict import predict
-from lapbench.pipeline.explaining import read_logits
+from lapbench.pipeline.answering import read_logits
 from lapbench.pipeline.networks import load_network
 from lapbench.pipeline.samples import Samples
 from lapbench.score import normalise

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from lapbench import pipeline
 from lapbench.benchmark import load_benchmark, select
 from lapbench.cli import app
-from lapbench.errors import DefinitionError, WeightsError
+from lapbench.errors import DefinitionError, UnknownNameError, WeightsError
 from lapbench.models.weights import save_weights
 from lapbench.pipeline.networks import new_network
 from pipeline import tiny
@@ -136,6 +136,19 @@ def test_weights_to_start_from_decide_the_training_and_their_folder_does_not(fin
     assert names[0] == names[1] != trained.name
     save_weights(folder / "start.safetensors", torch.nn.Linear(2, 3).state_dict(), {})
     assert job.weights(job.benchmark.models[0], 0).name != names[0]
+
+
+def test_published_weights_to_start_from_are_named_without_being_fetched(tmp_path):
+    text = PLAIN.replace("[models.recipe]", '[models.recipe]\npretrained = "IMAGENET1K_V1"')
+    jobs = [tiny.job(tiny.write_definition(tmp_path, text=t), tmp_path) for t in (text, PLAIN)]
+    published, own = (job.weights(job.benchmark.models[0], 0).name for job in jobs)
+
+    assert published != own
+    text = text.replace("IMAGENET1K_V1", "IMAGENET1K_V9")
+    with pytest.raises(
+        UnknownNameError, match=r"published weights of resnet18 'IMAGENET1K_V9'; did you mean"
+    ):
+        pipeline.train(tiny.job(tiny.write_definition(tmp_path, text=text), tmp_path))
 
 
 def test_definition_and_data_that_disagree_are_listed_at_once(tmp_path):

@@ -8,6 +8,7 @@ from lapbench.report.claims import (
     ClaimResults,
     Found,
     cells,
+    compare_spread,
     judge_claim,
     render_claims,
 )
@@ -114,6 +115,45 @@ def test_five_equal_rows_are_rarely_said_to_contradict_a_claim():
     assert said.count("holds") <= 9
 
 
+def trained(spread, seed, trainings):
+    """Scores of trainings whose means differ by about the spread."""
+    random = np.random.default_rng(seed)
+    return Found(0.5 + spread * random.normal(size=(trainings, 1)) + 0.02 * random.normal(size=(1, N)), IDS)
+
+
+@pytest.mark.parametrize(
+    ("spreads", "trainings", "wanted"),
+    [
+        ((0.01, 0.1), 8, "holds"),
+        ((0.1, 0.01), 8, "does not hold"),
+        ((0.05, 0.05), 8, "not decidable"),
+        ((0.01, 0.05), 2, "not decidable"),  # two trainings say next to nothing of a spread
+        ((0.01, 0.1), 1, "not decidable"),
+    ],
+)
+def test_a_model_is_steadier_where_its_trainings_differ_less(spreads, trainings, wanted):
+    claim = Claim(id="x", says="a is steadier", steadier=A, than=(B,))
+    pair = tuple(trained(spread, seed, trainings) for seed, spread in enumerate(spreads))
+    found = judge_claim(claim, [pair])
+    (part,) = found.parts
+
+    assert found.verdict == wanted
+    if trainings == 1:
+        assert part.text == "two trainings of each are the least"
+    else:
+        deviations = [np.std(one.scores.mean(1), ddof=1) for one in pair]
+        assert part.difference == pytest.approx(np.log2(deviations[1] / deviations[0]))
+
+
+def test_the_interval_of_steadiness_covers_as_often_as_it_says():
+    """Equal spreads: zero lies in about 95 of 100 intervals, by the exact test for normal means."""
+    random = np.random.default_rng(0)
+    found = [compare_spread(*random.normal(size=(2, 3, 1))) for _ in range(2000)]
+
+    covered = np.mean([low < 0 < high for _, low, high in found])
+    assert abs(covered - 0.95) < 3 * np.sqrt(0.95 * 0.05 / 2000)
+
+
 @pytest.mark.parametrize(
     "faults",
     [
@@ -124,6 +164,8 @@ def test_five_equal_rows_are_rarely_said_to_contradict_a_claim():
         {"higher": A, "than": (B,), "rising": (A, B)},
         {"higher": A, "rising": (A, B)},
         {"higher": A, "than": (B,), "margin": 0.0},
+        {"higher": A, "steadier": A, "than": (B,)},
+        {"steadier": A, "than": (B,), "margin": 0.1},
     ],
 )
 def test_a_claim_has_one_form(faults):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lapbench.score.predictivity import correctness, stand_alone
+from lapbench.score.predictivity import correctness, learn_to_read, stand_alone
 
 
 def brute(peaks, sums, heads, n_classes):
@@ -81,3 +81,36 @@ def test_of_many_classes_those_that_do_not_occur_do_not_count():
 
     assert set(tables) == {"accuracy", "balanced_accuracy"}
     assert tables["balanced_accuracy"].mean() == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_concepts_are_read_as_two_layers_by_hand_would_read_them():
+    """The same weights, applied by matrix products to features standardised by hand."""
+    from sklearn.neural_network import MLPClassifier
+
+    random = np.random.default_rng(0)
+    lessons = random.integers(0, 3, 300)
+    sums = (random.standard_normal((300, 5)) + lessons[:, None]) * 40 + 1000
+    unseen = random.standard_normal((20, 5)) * 40 + 1000
+
+    read = learn_to_read(sums, lessons, unseen, n_classes=4, hidden=7, seed=3)
+
+    def standard(features):
+        return (features - sums.mean(0)) / sums.std(0)
+
+    mlp = MLPClassifier((7,), early_stopping=True, max_iter=1000, random_state=3)
+    (first, last), (bias, last_bias) = mlp.fit(standard(sums), lessons).coefs_, mlp.intercepts_
+    logits = np.maximum(standard(unseen) @ first + bias, 0) @ last + last_bias
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert read.shape == (20, 4) and not read[:, 3].any()  # nothing was learned of class 3
+    assert np.allclose(read[:, :3], expected, atol=1e-6)
+
+
+def test_two_layers_read_what_the_largest_sum_cannot():
+    """Exclusive or: which of two concepts is larger says nothing, but both together say all."""
+    random = np.random.default_rng(0)
+    signs = random.integers(0, 2, (600, 2))
+    sums, lessons = signs + 0.1 * random.standard_normal((600, 2)), signs[:, 0] ^ signs[:, 1]
+
+    read = learn_to_read(sums[:500], lessons[:500], sums[500:], n_classes=2).argmax(1)
+
+    assert (read == lessons[500:]).mean() > 0.95 > (sums[500:].argmax(1) == lessons[500:]).mean() + 0.3

@@ -116,6 +116,16 @@ def test_a_start_that_is_not_there_is_a_fault_of_the_definition(wrong, message, 
         )
 
 
+def test_all_seeds_start_from_an_only_one_but_else_from_their_own(tmp_path):
+    text = TUNED.replace('name = "tuned"', 'name = "tuned"\nseeds = [1, 2]')
+    one = job(tmp_path, text)
+    plain, tuned = (m for m in one.benchmark.models if m.name in ("plain", "tuned"))
+    assert {one.start(tuned, seed) for seed in (1, 2)} == {one.weights(plain, 0)}
+
+    with pytest.raises(DefinitionError, match="tuned has seeds that plain, which it starts from, has not"):
+        job(tmp_path, text.replace('name = "plain"', 'name = "plain"\nseeds = [0, 1]'))
+
+
 def test_what_a_model_starts_from_may_not_be_left_out(tmp_path):
     whole = job(tmp_path, TUNED)
     alone = tiny.job(select(whole.benchmark, models=("tuned",)), tmp_path)
