@@ -21,8 +21,8 @@ class Samples:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._splits: dict[str, Split] = {}
-        self._images: dict[str, tuple[FloatArray, MaskArray]] = {}  # by split, and which of them are decoded
+        self._opened: dict[Split, Split] = {}
+        self._images: dict[Split, tuple[FloatArray, MaskArray]] = {}  # and which of them are decoded
         self._masks: dict[Block, MaskArray] = {}
         self._bytes = 0
 
@@ -34,10 +34,10 @@ class Samples:
 
     def pixels(self, block: Block) -> FloatArray:
         """The images as they are, (n, C, H, W) float32 in [0, 1]."""
-        split, indices = self._open(block.split), np.asarray(block.indices)
-        if block.split not in self._images:
+        split, indices = self._open(block), np.asarray(block.indices)
+        if split not in self._images:
             return decode(split, indices)
-        images, is_there = self._images[block.split]
+        images, is_there = self._images[split]
         missing = indices[~is_there[indices]]
         images[missing] = decode(split, missing)
         is_there[missing] = True
@@ -69,18 +69,22 @@ class Samples:
         """The labels (n,)."""
         return self.job.dataset[block.split].labels[list(block.indices)]
 
-    def _open(self, name: str) -> Split:
-        """Return a split as far as the job goes into it, and make room for its images, if there is any."""
-        if name not in self._splits:
-            considered = (self.job.considered("fit"), self.job.considered("score"))
-            split = max((part for part in considered if part.name == name), key=len)
+    def _open(self, block: Block) -> Split:
+        """Return the split of a block, no longer than the job goes into it, with room for its images.
+
+        Where memory has no room, they are in a file.
+        """
+        purposes = [purpose for purpose, name in self.job.split_names.items() if name == block.split]
+        known = sorted((self.job.considered(purpose) for purpose in purposes), key=len)
+        split = next(part for part in known if len(part) > max(block.indices))
+        if split not in self._opened:
             shape = (len(split), *shape_of_images(split))
             if self._takes(4 * math.prod(shape)):
-                self._images[name] = np.empty(shape, np.float32), np.zeros(len(split), bool)
+                self._images[split] = np.empty(shape, np.float32), np.zeros(len(split), bool)
+                self._opened[split] = split
             else:
-                split = keep_decoded(split)
-            self._splits[name] = split
-        return self._splits[name]
+                self._opened[split] = keep_decoded(split)
+        return self._opened[split]
 
     def _takes(self, size: int) -> bool:
         """Whether so many more bytes may be kept; they count from now on."""
