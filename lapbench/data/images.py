@@ -58,11 +58,14 @@ def read_resized(path: Path, size: tuple[int, int], channels: int, *, reduce: in
     with _opened(path) as image:
         if reduce > 1:
             image.draft(None, (image.width // reduce, image.height // reduce))
-        shown = ImageOps.exif_transpose(image)
-        is_plain = shown.mode in ("L", "RGB") and not shown.has_transparency_data
-        if is_plain and len(shown.getbands()) in (1, channels):
-            return to_channels(np.stack([_resized_band(band, size) for band in shown.split()]), channels)
-        pixels = _to_float(shown, image.format, path)
+        ImageOps.exif_transpose(image, in_place=True)
+        bands = image.getbands()
+        if image.mode in ("L", "RGB") and len(bands) in (1, channels) and not image.has_transparency_data:
+            resized = np.empty((len(bands), *size), np.float32)
+            for plane, band in zip(resized, image.split(), strict=True):
+                plane[:] = _resized_band(band, size)
+            return to_channels(resized, channels)
+        pixels = _to_float(image, image.format, path)
     return fit(pixels, size, channels)
 
 

@@ -272,7 +272,12 @@ def test_a_reduced_jpeg_shows_the_same_image(tmp_path, orientation, monkeypatch)
     whole = read_resized(path, size, 3)
     decoded = []
     transpose = images.ImageOps.exif_transpose
-    monkeypatch.setattr(images.ImageOps, "exif_transpose", lambda i: decoded.append(i.size) or transpose(i))
+
+    def noted(image, **options):
+        decoded.append(image.size)
+        transpose(image, **options)
+
+    monkeypatch.setattr(images.ImageOps, "exif_transpose", noted)
     for divisor in (2, 4):
         reduced = read_resized(path, size, 3, reduce=divisor)
         assert decoded.pop() == (320 // divisor, 256 // divisor)
