@@ -317,7 +317,8 @@ class Term(Table):
     The model of a control is "no network".
 
     measure: iou, pointing_game, energy or any other score of a row; of a model accuracy, balanced_accuracy,
-    sensitivity, specificity, or of its LAP number l alone predictivity_l and faithfulness_l.
+    sensitivity, specificity, top_5_accuracy, or of its LAP number l alone predictivity_l and faithfulness_l,
+    or of BLA accuracy_soft, accuracy_hard, agreement_hard and selected.
     """
 
     model: str
