@@ -1,15 +1,18 @@
-"""LAP, the networks that carry it, and their weights."""
+"""LAP and BLA, the networks that carry them, and their weights."""
 
+from lapbench.models.bla import BLA, BlaRecord, SubsetAttention, bla_layers, deciding, record_bla
 from lapbench.models.lap import LAP, AdaptiveLAP2d, ConceptScoring, LAP2d, LapRecord, Window, record_laps
 from lapbench.models.plug import (
     Site,
     find_sites,
+    is_added,
     is_plugged,
     lap_heads,
     lap_layers,
     lap_names,
     load_plain,
     plug,
+    put_bla,
 )
 from lapbench.models.predict import evaluating, predict
 from lapbench.models.weights import (
@@ -24,18 +27,24 @@ from lapbench.models.weights import (
 from lapbench.models.zoo import build
 
 __all__ = [
+    "BLA",
     "LAP",
     "AdaptiveLAP2d",
+    "BlaRecord",
     "ConceptScoring",
     "LAP2d",
     "LapRecord",
     "Site",
+    "SubsetAttention",
     "Window",
+    "bla_layers",
     "build",
     "copy_pretrained",
     "copy_weights",
+    "deciding",
     "evaluating",
     "find_sites",
+    "is_added",
     "is_plugged",
     "lap_heads",
     "lap_layers",
@@ -45,7 +54,9 @@ __all__ = [
     "load_weights",
     "plug",
     "predict",
+    "put_bla",
     "randomise",
+    "record_bla",
     "record_laps",
     "save_weights",
     "weights_digest",

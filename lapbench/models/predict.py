@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lapbench.models.bla import bla_layers, deciding, record_bla
 from lapbench.models.lap import record_laps
 
 
@@ -15,12 +16,17 @@ class Answers:
     """What a network says about n images, on the CPU.
 
     logits: (n, classes). peaks, sums: the highest probability of every concept map, and the sum over its
-    pixels, (n, L, h) for L LAPs, shallow to deep, with h heads each; without LAP (n, 0, 0).
+    pixels, (n, L, h) for L LAPs, shallow to deep, with h heads each; without LAP (n, 0, 0). soft, hard: the
+    logits by either output of BLA, (n, classes), and the number of positions that are selected, (n,); without
+    BLA nothing.
     """
 
     logits: Tensor
     peaks: Tensor
     sums: Tensor
+    soft: Tensor | None = None
+    hard: Tensor | None = None
+    selected: Tensor | None = None
 
 
 @contextmanager
@@ -65,6 +71,8 @@ def answer(model: nn.Module, images: Tensor) -> Answers:
 
     Errors: torch.OutOfMemoryError, also for a CPU's memory.
     """
+    if bla_layers(model):
+        return _answer_both_ways(model, images)
     weight = next(model.parameters())
     with evaluating(model), memory_errors(), record_laps(model) as records:
         logits = model(images.to(weight.device))
@@ -75,3 +83,17 @@ def answer(model: nn.Module, images: Tensor) -> Answers:
     peaks = torch.stack([found.amax(dim=2) for found in maps], dim=1)
     sums = torch.stack([found.sum(dim=2) for found in maps], dim=1)
     return Answers(logits.cpu(), peaks.cpu(), sums.cpu())
+
+
+def _answer_both_ways(model: nn.Module, images: Tensor) -> Answers:
+    """Answer by the soft and by the hard output of BLA; the network's own output gives the logits."""
+    images = images.to(next(model.parameters()).device)
+    with evaluating(model), memory_errors(), record_bla(model) as records:
+        with deciding(model, "soft"):
+            soft = model(images).cpu()
+        with deciding(model, "hard"):
+            hard = model(images).cpu()
+    selected = records[-1].selected.flatten(1).sum(1).cpu()
+    own = {"soft": soft, "hard": hard}[next(iter(bla_layers(model).values())).attention.output]
+    none = torch.zeros(len(images), 0, 0)
+    return Answers(own, none, none, soft, hard, selected)

@@ -1,5 +1,6 @@
 """How well networks classify the scored split, and what each of their LAPs says alone."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeAlias
@@ -17,6 +18,9 @@ from lapbench.report.statistics import bootstrap_means
 from lapbench.score.predictivity import correctness, stand_alone
 
 Scores: TypeAlias = npt.NDArray[np.float64]
+Answers: TypeAlias = dict[str, npt.NDArray[np.float32]]
+_MANY = 10
+"""Classes from which on the five best answers are looked at."""
 
 
 def classification(job: Job, model: definition.Model) -> dict[str, Scores]:
@@ -25,7 +29,9 @@ def classification(job: Job, model: definition.Model) -> dict[str, Scores]:
     accuracy and its kin: see `lapbench.score.predictivity.correctness`. predictivity_1, faithfulness_1 and so
     on: whether the LAP of that number, standing alone, names the true class, and whether that of its network;
     mlp_predictivity_1 and so on: the same as a network reads it in the LAP's concept features.
-    Empty where a network was not asked yet.
+    accuracy_soft, accuracy_hard: by either output of BLA; agreement_hard: whether both say the same;
+    selected: how many positions decide. top_5_accuracy, of 10 classes and more: whether the true class is one
+    of the five that are answered first. Empty where a network was not asked yet.
     """
     labels, n_classes = job.considered("score").labels, len(job.dataset.classes)
     subjects = [Subject(model, seed, job.weights(model, seed)) for seed in model.seeds]
@@ -35,6 +41,10 @@ def classification(job: Job, model: definition.Model) -> dict[str, Scores]:
         return {}
     said = np.stack([answers["logits"].argmax(axis=1) for answers in known])
     tables = correctness(said, labels, n_classes)
+    if n_classes >= _MANY:
+        tables["top_5_accuracy"] = _among_five(known, "logits", labels)
+    if "hard" in known[0]:
+        tables |= _both_ways(known, labels, n_classes)
     for number, layer in enumerate(_stand_alone(job, model, known), start=1):
         tables[f"predictivity_{number}"] = (layer == labels).astype(np.float64)
         tables[f"faithfulness_{number}"] = (layer == said).astype(np.float64)
@@ -54,7 +64,11 @@ def summarise(job: Job, model: definition.Model) -> ModelSummary:
         list(tables.values()), confidence=protocol.confidence, resamples=protocol.resamples
     )
     # Student's t, of few trainings, may leave the range of the measures
-    within = [replace(one, low=max(one.low, 0.0), high=min(one.high, 1.0)) for one in intervals]
+    most = [math.inf if name == "selected" else 1.0 for name in tables]
+    within = [
+        replace(one, low=max(one.low, 0.0), high=min(one.high, top))
+        for one, top in zip(intervals, most, strict=True)
+    ]
     found = {name: Estimate.of(one) for name, one in zip(tables, within, strict=True) if one.n}
     networks = [Subject(model, seed, job.weights(model, seed)).identity() for seed in model.seeds]
     return ModelSummary(
@@ -83,9 +97,26 @@ def _laps(found: Mapping[str, Estimate], kind: str) -> tuple[LapSummary, ...]:
     )
 
 
-def _stand_alone(
-    job: Job, model: definition.Model, answers: list[dict[str, npt.NDArray[np.float32]]]
-) -> npt.NDArray[np.int64]:
+def _both_ways(known: list[Answers], labels: npt.NDArray[np.int64], n_classes: int) -> dict[str, Scores]:
+    """What every image adds to the measures of the soft and the hard output of BLA, (seeds, images) each."""
+    said = {way: np.stack([answers[way].argmax(axis=1) for answers in known]) for way in ("soft", "hard")}
+    tables = {f"accuracy_{way}": (answer == labels).astype(np.float64) for way, answer in said.items()}
+    tables["agreement_hard"] = (said["soft"] == said["hard"]).astype(np.float64)
+    tables["selected"] = np.stack([answers["selected"] for answers in known]).astype(np.float64)
+    if n_classes >= _MANY:
+        tables |= {f"top_5_accuracy_{way}": _among_five(known, way, labels) for way in said}
+    return tables
+
+
+def _among_five(known: list[Answers], way: str, labels: npt.NDArray[np.int64]) -> Scores:
+    """Whether fewer than five classes are answered before the true one, (seeds, images)."""
+    logits = np.stack([answers[way] for answers in known])
+    true = np.take_along_axis(logits, np.broadcast_to(labels, logits.shape[:2])[..., None], axis=2)
+    among: Scores = ((logits > true).sum(axis=2) < 5).astype(np.float64)
+    return among
+
+
+def _stand_alone(job: Job, model: definition.Model, answers: list[Answers]) -> npt.NDArray[np.int64]:
     """The classes that LAPs name alone, (L, seeds, images); L = 0 where there is none that can."""
     none = np.empty((0, len(answers), 0), np.int64)
     if model.plug is None:

@@ -52,7 +52,10 @@ _NOISE = (  # Lightning's remarks on choices that are meant
 
 @dataclass(frozen=True)
 class Material:
-    """What is learnt from: the tables of the training and the selecting split, their labels and classes."""
+    """What is learnt from: the tables of the training and the selecting split, their labels and classes.
+
+    normalised: the tables hold what the network takes already, rather than images in [0, 1].
+    """
 
     train: Table
     select: Table
@@ -60,6 +63,11 @@ class Material:
     select_labels: IntArray
     n_classes: int
     data: Data
+    normalised: bool = False
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Return images from a table as the network takes them."""
+        return images if self.normalised else normalise(images, self.data)
 
 
 @dataclass
@@ -90,11 +98,14 @@ class Lesson(pl.LightningModule):
         seed: int,
         folder: Path,
         progress: Progress | None,
+        tail: nn.Module | None = None,
     ) -> None:
+        """Take the part of the network that the material goes through as tail, where it is not the whole."""
         super().__init__()
         self.model, self.discriminators = model, discriminators
         self.objective, self.material, self.diary = objective, material, diary
         self.seed, self.folder, self.report = seed, folder, progress
+        self._answer = (model if tail is None else tail).__call__  # a method: its modules are the network's
         self._learnt = Tally()
         self._selected = Tally()
         self._answers: list[tuple[Tensor, Tensor]] = []
@@ -216,7 +227,7 @@ class Lesson(pl.LightningModule):
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return the weighted total, the terms without their weights, and the logits."""
         if self.recipe.supervision == "none":
-            loss, logits = cross_entropy(self.model(batch.images), batch.labels)
+            loss, logits = cross_entropy(self._answer(batch.images), batch.labels)
             return self.recipe.losses.cross_entropy * loss, {"cross_entropy": loss}, logits
         with record_laps(self.model) as records:
             loss, logits = cross_entropy(self.model(batch.images), batch.labels)
@@ -288,7 +299,7 @@ class TrainBatches:
             batch = augment(
                 material.train.take(indices), lesson.recipe.augment, seed=seed, epoch=epoch, positions=places
             )
-            return batch._replace(images=normalise(batch.images, material.data))
+            return batch._replace(images=material.prepared(batch.images))
 
         # class blocks stand one after the other, so every process gets the same share of each class
         yield from ahead(
@@ -310,7 +321,7 @@ class SelectBatches:
     def __iter__(self) -> Iterator[Batch]:
         def make(indices: IntArray) -> Batch:
             batch = self.material.select.take(indices)
-            return batch._replace(images=normalise(batch.images, self.material.data))
+            return batch._replace(images=self.material.prepared(batch.images))
 
         return ahead(partial(make, indices) for indices in self.rows)
 
