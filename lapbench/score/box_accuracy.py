@@ -137,8 +137,7 @@ def to_levels(values: Array) -> IntArray:
     top = scaled.max()
     if top > 0:
         scaled /= top
-    scaled *= 255
-    scaled *= 2**STEPS  # a power of two, which changes no digit
+    scaled *= LEVELS << STEPS  # 255, and a power of two, which changes no digit
     return scaled.astype(np.int64)
 
 
@@ -282,7 +281,7 @@ def _basins(values: IntArray, *, eight: bool) -> _Basins:
     while not np.array_equal(further := climbed[climbed], climbed):
         climbed = further[further]
     summits = np.flatnonzero(climbed == pixels)
-    number = np.empty_like(pixels)
+    number = np.empty(len(pixels), np.int32)
     number[summits] = np.arange(len(summits))
     of = number[climbed]
     levels = (values >> STEPS).astype(np.uint8)
@@ -295,7 +294,7 @@ def _basins(values: IntArray, *, eight: bool) -> _Basins:
 def _extents(of: IntArray, levels: npt.NDArray[np.uint8], n: int) -> Array:
     """Return where the pixels of each basin at or above each level reach, as `_Basins` keeps it."""
     height, width = levels.shape
-    cell = of * (LEVELS + 1) + levels.ravel()
+    cell = (of * (LEVELS + 1) + levels.ravel()).astype(np.intp)
     pixels = np.arange(levels.size, dtype=np.int32)
     columns = np.tile(np.arange(width, dtype=np.int32), height)
     extent = np.full((4, n * (LEVELS + 1)), np.iinfo(np.int32).max, np.int32)
@@ -313,7 +312,7 @@ def _areas(of: IntArray, levels: npt.NDArray[np.uint8], n: int, components: bool
     component; to a hole a half with the first and a half with the second.
     """
     shift = n.bit_length()
-    keys = levels.astype(np.int32) << shift | of.astype(np.int32)
+    keys = levels.astype(np.int32) << shift | of
     a, b, c, d = keys[:-1, :-1], keys[:-1, 1:], keys[1:, :-1], keys[1:, 1:]
     high, other_high, low, other_low = np.maximum(a, b), np.maximum(c, d), np.minimum(a, b), np.minimum(c, d)
     first, middle = np.maximum(high, other_high), (np.minimum(high, other_high), np.maximum(low, other_low))
@@ -340,7 +339,7 @@ def _saddles(of: IntArray, levels: npt.NDArray[np.uint8], n: int, eight: bool) -
     for one, other in pairs:
         apart = np.flatnonzero(of[one] != of[other])
         y, x = np.divmod(apart, of[one].shape[1])
-        a, b = of[one][y, x], of[other][y, x]
+        a, b = of[one][y, x].astype(np.int64), of[other][y, x]
         level = np.minimum(levels[one][y, x], levels[other][y, x])
         found.append(((np.minimum(a, b) * n + np.maximum(a, b)) << 8) | level)
     packed = np.sort(np.concatenate(found))[::-1]
