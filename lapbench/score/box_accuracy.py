@@ -174,7 +174,7 @@ class _Basins:
     and minus the rightmost, so that all are minima. area: (B, 256) summed likewise.
     """
 
-    of: IntArray
+    of: Array
     peak: IntArray
     parent: IntArray
     death: IntArray
@@ -291,7 +291,7 @@ def _basins(values: IntArray, *, eight: bool) -> _Basins:
     return _Basins(of, levels.ravel()[summits].astype(np.int64), parent, death, extent, area)
 
 
-def _extents(of: IntArray, levels: npt.NDArray[np.uint8], n: int) -> Array:
+def _extents(of: Array, levels: npt.NDArray[np.uint8], n: int) -> Array:
     """Return where the pixels of each basin at or above each level reach, as `_Basins` keeps it."""
     height, width = levels.shape
     cell = (of * (LEVELS + 1) + levels.ravel()).astype(np.intp)
@@ -305,7 +305,7 @@ def _extents(of: IntArray, levels: npt.NDArray[np.uint8], n: int) -> Array:
     return falling[:, :, ::-1]
 
 
-def _areas(of: IntArray, levels: npt.NDArray[np.uint8], n: int, components: bool) -> IntArray:
+def _areas(of: Array, levels: npt.NDArray[np.uint8], n: int, components: bool) -> IntArray:
     """Return twice the area that each basin's pixels at or above each level give to contours, (n, 256).
 
     Each square of 2×2 pixels gives a half as soon as three of it are in, and another with the fourth, to a
@@ -326,7 +326,7 @@ def _areas(of: IntArray, levels: npt.NDArray[np.uint8], n: int, components: bool
     return np.asarray(area[:, ::-1].cumsum(axis=1)[:, ::-1])
 
 
-def _saddles(of: IntArray, levels: npt.NDArray[np.uint8], n: int, eight: bool) -> tuple[IntArray, IntArray]:
+def _saddles(of: Array, levels: npt.NDArray[np.uint8], n: int, eight: bool) -> tuple[IntArray, IntArray]:
     """Return the highest saddle of each two basins that touch, the highest first: basins (m, 2) and levels.
 
     Those at level 0 are left out.
@@ -349,9 +349,7 @@ def _saddles(of: IntArray, levels: npt.NDArray[np.uint8], n: int, eight: bool) -
     return np.stack(np.divmod(packed >> 8, n), axis=1), packed & 255
 
 
-def _merge(
-    basins: IntArray, levels: IntArray, extent: Array, area: IntArray
-) -> tuple[IntArray, IntArray]:
+def _merge(basins: IntArray, levels: IntArray, extent: Array, area: IntArray) -> tuple[IntArray, IntArray]:
     """Merge basins at their saddles, from the highest down, and enter what is merged into the tables.
 
     Returns for each basin the one that it merges into, and the level; 0 for those that never do.

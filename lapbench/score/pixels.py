@@ -116,13 +116,13 @@ def rank(values: Array, inside: MaskArray, low: float, high: float) -> Ranked:
     keys <<= 1
     keys |= ~inside
     keys.sort()
-    last = keys.astype(np.uint8)
-    last &= 1
+    outside = keys.astype(np.uint8)
+    outside &= 1
     keys >>= 1
     keys = keys.astype(np.int32, copy=False)
     if low < 0:
         keys[: keys.searchsorted(np.int32(0))] ^= _MAGNITUDE
-    return _ranked(keys.view(np.float32), ~last.view(np.bool_))
+    return _ranked(keys.view(np.float32), ~outside.view(np.bool_))
 
 
 def images(maps: Array, masks: MaskArray, ignore: MaskArray | None = None) -> Iterator[Pixels]:
