@@ -158,7 +158,7 @@ def localise(
         for selection, scores in found.iou.items():
             _enter(scores, i, pixels, ways[selection])
         if pixels.scorable:
-            found.pointing[i], found.energy[i] = _hit_of_ranked(pixels), _share_of_ranked(pixels)
+            found.pointing[i], found.energy[i] = _hit_of_ranked(pixels), _share(pixels)
             counted = normal[i] if ignore is None else np.where(ignore[i], -math.inf, normal[i])
             found.tolerant_pointing[i] = _near(counted, masks[i], tolerance, found.pointing[i])
             found.sweep.record(i, pixels, orientation)
@@ -413,18 +413,11 @@ def _near(values: Array, mask: MaskArray, tolerance: float, hit: float) -> float
 
 def _share(pixels: Pixels) -> float:
     """Return the share of the positive part that lies in the truth."""
-    positive = np.maximum(pixels.values, pixels.values.dtype.type(0))
+    positive = pixels.values
+    if pixels.extremes[0] < 0:
+        positive = np.maximum(positive, positive.dtype.type(0))
     total = positive.sum(dtype=np.float64)
     return float(positive[pixels.inside].sum(dtype=np.float64) / total) if total > 0 else math.nan
-
-
-def _share_of_ranked(pixels: Pixels) -> float:
-    """Do the same where the pixels are to be put in order anyway."""
-    values, inside = pixels.ranked.values, pixels.ranked.inside
-    first = values.searchsorted(values.dtype.type(0))
-    total = values[first:].sum(dtype=np.float64)
-    within = values[inside[inside.searchsorted(first) :]].sum(dtype=np.float64)
-    return float(within / total) if total > 0 else math.nan
 
 
 def _kth_largest(values: Array, k: int) -> np.floating[Any]:
