@@ -37,7 +37,7 @@ def some(n=6, size=(11, 7), seed=0):
 
 
 @given(stacks(), st.sampled_from([np.float32, np.float64]))
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_pixels_in_order_are_those_of_a_plain_sort(stack, dtype):
     for image, mask in zip(*stack, strict=True):
         ranked = rank(image.ravel().astype(dtype), mask.ravel(), image.min(), image.max())
@@ -54,7 +54,7 @@ def test_pixels_in_order_are_those_of_a_plain_sort(stack, dtype):
 
 
 @given(stacks(), st.sampled_from([1, -1]))
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_the_sweep_equals_loops_over_pixels(stack, orientation):
     maps, masks = stack
     found = sweep_thresholds(maps, masks, orientation=orientation)
@@ -75,7 +75,7 @@ def test_the_sweep_equals_loops_over_pixels(stack, orientation):
 
 
 @given(stacks())
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 def test_pixel_average_precision_equals_a_loop(stack):
     maps, masks = stack
     masks[0, 0, 0] = True
