@@ -15,7 +15,9 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -82,9 +84,14 @@ class Concept(Table):
 
 
 class Plug(Table):
-    """How LAP is put into a network, and what its scoring module is made of."""
+    """How LAP, or a relative, is put into a network, and what its scoring module is made of.
 
-    concepts: tuple[Concept, ...]
+    layer: ``lap``; ``lip``, which has its hidden, score_activation and score_init in common; or ``average``,
+    ``max`` and ``strided``, which have no weights. Concepts are LAP's alone.
+    """
+
+    layer: Literal["lap", "lip", "average", "max", "strided"] = "lap"
+    concepts: tuple[Concept, ...] = ()
     sites: tuple[str, ...] | Literal["paper", "all"] = "paper"
     branch_mode: Literal["shared", "separate", "post_add"] = "shared"  # open
     branch_scores: Literal["conv", "concat"] = "conv"  # open: what a shared LAP scores
@@ -103,8 +110,10 @@ class Plug(Table):
     def _consistent(self) -> Self:
         names = [concept.name for concept in self.concepts]
         faults = []
-        if not names:
+        if not names and self.layer == "lap":
             faults.append("LAP needs at least one concept")
+        if idle := self._idle():
+            faults.append(f"layer {self.layer!r} has no {', '.join(idle)}: leave that out, or use 'lap'")
         if len(set(names)) < len(names):
             faults.append(f"concept names must differ (found {names})")
         if self.aggregation == "identity" and len(names) > 1:
@@ -114,6 +123,19 @@ class Plug(Table):
         if self.alpha_init == 0 and self.alpha_trainable:
             faults.append("alpha_init = 0 is a stationary point: a trainable alpha would never move")
         return _without(faults, self)
+
+    def _idle(self) -> list[str]:
+        """The settings that say something of parts that the layer has not."""
+        of_logits = ("hidden", "score_activation", "score_init", "branch_scores")
+        of_lap = ("concepts", "aggregation", "aggregate_positive", "alpha_init", "alpha_trainable", "eps")
+        absent = {"lap": (), "lip": of_lap}.get(self.layer, of_lap + of_logits)
+        return [name for name in absent if getattr(self, name) != type(self).model_fields[name].default]
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the layer where it is LAP: digests and names are older than the choice."""
+        fields: dict[str, Any] = serialise(self)
+        return {name: value for name, value in fields.items() if name != "layer" or value != "lap"}
 
 
 class Losses(Table):
@@ -163,7 +185,7 @@ class Recipe(Table):
     select_epoch: Literal["val_loss", "balanced_accuracy"] = "val_loss"  # open
     pretrained: Path | None = None  # weights of the plain network to start from
     start: str | None = None  # or of a model further up in the definition, with the same seed
-    learning: tuple[str, ...] = ()  # the modules that learn, "lap" for all LAPs; none: the whole network
+    learning: tuple[str, ...] = ()  # modules that learn; "lap", "lip": all of them; none: the whole network
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "32-true"
     losses: Losses = Losses()
     augment: Augment = Augment()
@@ -193,6 +215,11 @@ class Model(Table):
     weights: Path | None = None
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
 
+    @property
+    def carries(self) -> frozenset[str]:
+        """The layers in the network that explain themselves, by what explainers call them in their needs."""
+        return frozenset({self.plug.layer} & {"lap", "lip"} if self.plug else ())
+
     @field_validator("architecture")
     @classmethod
     def _known(cls, name: str) -> str:
@@ -207,9 +234,11 @@ class Model(Table):
             faults.append("given weights have no seeds")
         if len(set(self.seeds)) < len(self.seeds):
             faults.append(f"seeds must differ (found {list(self.seeds)})")
-        if self.recipe and self.recipe.supervision != "none" and self.plug is None:
+        if self.recipe and self.recipe.supervision != "none" and "lap" not in self.carries:
+            lacks = f" with layer 'lap' (found {self.plug.layer!r})" if self.plug else ""
             faults.append(
-                f"supervision {self.recipe.supervision!r} trains concept heads, which need [models.plug]"
+                f"supervision {self.recipe.supervision!r} trains concept heads, "
+                f"which need [models.plug]{lacks}"
             )
         table = architectures.get(self.architecture).parameters
         try:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from lapbench.errors import NotApplicableError
 from lapbench.explain.attribution import Reduction, reduced
 from lapbench.explain.passes import Passes, passes_of
-from lapbench.models.lap import AdaptiveLAP2d
+from lapbench.models.lap import LAP
+from lapbench.models.lip import LIP
 from lapbench.registry import Card, explainer
 
 COST = "1 forward, 1 backward to the layer"
@@ -83,15 +84,16 @@ def layer_cam(model: nn.Module, images: Tensor, target: Tensor, *, layer: str = 
     signed=True,
     card=Card(
         cost="1 forward",
-        limits="networks other than features, global average (or LAP) pooling and one linear layer",
+        limits="networks other than features, global average (or LAP, LIP) pooling and one linear layer",
         computed_by="lapbench: Captum has none",
     ),
 )
 def cam(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     """The last stage's channels weighted by the classifier's weights for the target, Σ_k w_k A_k.
 
-    Its mean over the map (in a LAP network: by LAP's weights) and the bias make the target's logit; that is
-    checked, so that a network of another build is refused. Errors: NotApplicableError where they do not.
+    Its mean over the map (in a LAP or LIP network: by its weights) and the bias make the target's logit;
+    that is checked, so that a network of another build is refused. Errors: NotApplicableError where they do
+    not.
     """
     passes = passes_of(model, images, target)
     activation, name = passes.activation("last"), type(model).__name__
@@ -112,7 +114,7 @@ def cam(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
 
 def _pooling_weights(model: nn.Module, activation: Tensor) -> Tensor:
     """What each pixel of the last feature map counts in the pooled features, (B or 1, h, w)."""
-    laps = [part for part in model.modules() if isinstance(part, AdaptiveLAP2d)]
+    laps = [part for part in model.modules() if isinstance(part, LAP | LIP) and part.is_global]
     size = activation.shape[-2:]
     if laps and laps[-1].scoring.in_channels == activation.shape[1]:
         return laps[-1].window_weights(activation).view(len(activation), *size)

@@ -12,6 +12,7 @@ from torch.nn.grad import conv2d_input
 from lapbench.explain.canonical import isolated
 from lapbench.explain.tape import Operation, Rule
 from lapbench.models.lap import AdaptiveLAP2d, LAP2d
+from lapbench.models.lip import LIP
 
 _FEW = 4
 """Channels of an image, for which torch's backward of a strided convolution is slow."""
@@ -113,7 +114,7 @@ def _guided_relu(operation: Operation, received: Tensor) -> tuple[Tensor]:
 
 
 def _guided_lap(operation: Operation, received: Tensor) -> tuple[Any, ...]:
-    """The derivative of a LAP layer whose scoring module has a guided ReLU."""
+    """The derivative of a LAP or LIP layer whose scoring module has a guided ReLU."""
     activation = operation.module.scoring.activation
     if not isinstance(activation, nn.ReLU):
         return derivative(operation, received)
@@ -231,4 +232,7 @@ _DERIVATIVES: dict[Any, Rule] = {
     **dict.fromkeys((operator.add, torch.add, "add"), _sum),
 }
 """By the class of a module, by function, or by the name of a method; everything else is a `derivative`."""
-_GUIDED: dict[Any, Rule] = {nn.ReLU: _guided_relu, **dict.fromkeys((LAP2d, AdaptiveLAP2d), _guided_lap)}
+_GUIDED: dict[Any, Rule] = {
+    nn.ReLU: _guided_relu,
+    **dict.fromkeys((LAP2d, AdaptiveLAP2d, LIP), _guided_lap),
+}

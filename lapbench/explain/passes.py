@@ -14,7 +14,7 @@ from lapbench.explain import derivatives
 from lapbench.explain.canonical import Canonical, canonical
 from lapbench.explain.differences import differences
 from lapbench.explain.layers import layer_of
-from lapbench.explain.tape import RuleBook, Tape, one_hot
+from lapbench.explain.tape import SCORED, RuleBook, Tape, one_hot
 from lapbench.models.lap import LapRecord, record_laps
 from lapbench.models.predict import evaluating
 from lapbench.registry import Reach
@@ -188,7 +188,7 @@ class Passes:
 
     @cached_property
     def _untraced(self) -> tuple[Tensor, list[LapRecord]]:
-        with torch.no_grad(), record_laps(self.prepared.model) as records:
+        with torch.no_grad(), record_laps(self.prepared.model, SCORED) as records:
             return _answer(self.prepared.model, self.images.clone()), list(records)
 
     def _hooked(self, layer: str | None) -> tuple[Tensor, Tensor]:

@@ -18,18 +18,18 @@ from lapbench.explain.passes import passes_of
 from lapbench.explain.relevance import (
     GLOBAL_AVERAGES,
     LINEAR,
+    POOLINGS,
     Layer,
     Ledger,
     Portion,
     Split,
     book,
     in_proportion,
-    lap_in_proportion,
+    pooled_in_proportion,
     unweighted,
     weighted,
 )
 from lapbench.explain.tape import Operation, RuleBook
-from lapbench.models.lap import AdaptiveLAP2d, LAP2d
 from lapbench.registry import Card, explainer
 
 
@@ -97,7 +97,7 @@ def relevance_cam_rules() -> RuleBook:
             nn.BatchNorm2d: passed_on,
             nn.MaxPool2d: in_proportion(ledger),
             **dict.fromkeys(GLOBAL_AVERAGES, in_proportion(ledger, of=torch.relu)),
-            **dict.fromkeys((LAP2d, AdaptiveLAP2d), lap_in_proportion(ledger, of=torch.relu)),
+            **dict.fromkeys(POOLINGS, pooled_in_proportion(ledger, of=torch.relu)),
         },
         ", which lies between the layer and the logits: choose a deeper layer, or leave this network out",
     )

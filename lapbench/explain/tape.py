@@ -14,7 +14,8 @@ from torch import Tensor, fx, nn
 
 from lapbench.errors import NotApplicableError
 from lapbench.explain.canonical import Canonical
-from lapbench.models.lap import LapRecord, record_laps
+from lapbench.models.lap import LAP, LapRecord, record_laps
+from lapbench.models.lip import LIP
 
 
 class Operation:
@@ -92,7 +93,7 @@ RuleBook: TypeAlias = Callable[[Operation], Rule]
 
 
 class Tape:
-    """A forward pass of a canonical network: logits, the LAP layers' records, and values to walk back over.
+    """A forward pass of a canonical network: logits, records of LAPs or LIPs, and values to walk back over.
 
     images: (B, C, H, W). start: the node whose value and everything after it is kept; the images, if not
     given. No graph is built: the walks bring their own rules.
@@ -104,7 +105,7 @@ class Tape:
         self.kept = after(self.start)
         self._end = network.logits
         interpreter = _Recording(network.module, self.start)
-        with torch.no_grad(), record_laps(network.module) as records:
+        with torch.no_grad(), record_laps(network.module, SCORED) as records:
             interpreter.run(images)
             self.laps: list[LapRecord] = list(records)
         self.values, self.flowing = interpreter.values, interpreter.flowing
@@ -151,6 +152,8 @@ class Tape:
         return Operation(self, node, twin)
 
 
+SCORED = (LAP, LIP)
+"""Poolings whose scores a forward pass keeps."""
 _WINDOW = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
 

@@ -1,6 +1,7 @@
 """LAP, the networks that carry it, and their weights."""
 
-from lapbench.models.lap import LAP, AdaptiveLAP2d, ConceptScoring, LAP2d, LapRecord, Window, record_laps
+from lapbench.models.lap import LAP, AdaptiveLAP2d, ConceptScoring, LAP2d, LapRecord, record_laps
+from lapbench.models.lip import LIP
 from lapbench.models.plug import (
     Site,
     find_sites,
@@ -8,9 +9,11 @@ from lapbench.models.plug import (
     lap_heads,
     lap_layers,
     lap_names,
+    lip_layers,
     load_plain,
     plug,
 )
+from lapbench.models.pooling import Pooling, Strided, Window
 from lapbench.models.predict import evaluating, predict
 from lapbench.models.weights import (
     copy_pretrained,
@@ -25,11 +28,14 @@ from lapbench.models.zoo import build
 
 __all__ = [
     "LAP",
+    "LIP",
     "AdaptiveLAP2d",
     "ConceptScoring",
     "LAP2d",
     "LapRecord",
+    "Pooling",
     "Site",
+    "Strided",
     "Window",
     "build",
     "copy_pretrained",
@@ -40,6 +46,7 @@ __all__ = [
     "lap_heads",
     "lap_layers",
     "lap_names",
+    "lip_layers",
     "load_plain",
     "load_record",
     "load_weights",

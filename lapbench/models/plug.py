@@ -1,7 +1,8 @@
 """Put LAP into a network: poolings become LAP, strided convolutions lose their stride to a LAP behind them.
 
-The rule and the places are those of the LAP paper (arXiv 2201.11808). The plugged network is a copy; every
-parameter of the plain network keeps its name, so plain weights load into it (`load_plain`).
+The rule and the places are those of the LAP paper (arXiv 2201.11808). Its relatives, which `Plug.layer`
+names, take the same places with the same windows. The plugged network is a copy; every parameter of the plain
+network keeps its name, so plain weights load into it (`load_plain`).
 """
 
 import copy
@@ -21,6 +22,8 @@ from lapbench.benchmark import Plug
 from lapbench.errors import DefinitionError, UnknownNameError
 from lapbench.models import blocks
 from lapbench.models.lap import LAP, AdaptiveLAP2d, ConceptScoring, LAP2d
+from lapbench.models.lip import LIP
+from lapbench.models.pooling import Pair, Pooling, Strided, Window, as_pair
 from lapbench.models.predict import evaluating
 from lapbench.models.weights import copy_weights
 
@@ -58,33 +61,49 @@ class Site:
 def plug(model: nn.Module, spec: Plug, *, classes: Sequence[str]) -> nn.Module:
     """Return a copy of the network with LAP at the sites of the definition; the given network is untouched.
 
+    Its relatives: ``max``, ``average``, ``lip`` stand wherever LAP would. ``strided`` leaves convolutions
+    their stride, which is all that the layer does there, and global poolings as they are; at other poolings
+    it passes the first pixel of each window that lies on the map.
+
     classes: the data's class names, among which the concepts of the definition look up theirs.
     Errors: DefinitionError for a network without sites, or one that carries LAP already; UnknownNameError for
     a site or class that does not exist.
     """
     if is_plugged(model):
         raise DefinitionError(
-            f"this {type(model).__name__} carries LAP already: plug the plain network instead"
+            f"this {type(model).__name__} carries LAP, or a relative, already: plug the plain network instead"
         )
     heads = tuple(tuple(_index(name, classes) for name in concept.classes) for concept in spec.concepts)
     plugged = copy.deepcopy(model)
+    own = set(plugged.modules())
     for site in choose_sites(find_sites(plugged), spec.sites):
         _install(plugged, site, spec)
     weight = next(model.parameters())
-    for lap in lap_layers(plugged).values():
-        lap.to(weight.device, weight.dtype).train(model.training)
+    for module in set(plugged.modules()) - own:
+        module.to(weight.device, weight.dtype).train(model.training)
     vars(plugged).update(lap_heads=heads, lap_names=tuple(concept.name for concept in spec.concepts))
     return plugged
 
 
 def is_plugged(model: nn.Module) -> bool:
-    """Whether the network carries LAP."""
-    return any(isinstance(module, LAP) for module in model.modules())
+    """Whether the network carries LAP, or was plugged with a relative."""
+    return any(isinstance(module, Pooling) or "lap_names" in vars(module) for module in model.modules())
 
 
 def lap_layers(model: nn.Module) -> dict[str, LAP]:
     """The network's LAPs by name, shallow to deep."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LAP)}
+
+
+def lip_layers(model: nn.Module) -> dict[str, LIP]:
+    """The network's LIPs by name, shallow to deep."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LIP)}
+
+
+def belongs_to_poolings(model: nn.Module) -> Callable[[str], bool]:
+    """Whether an entry of the network's state, by its name, is one that the plain network has not."""
+    poolings = tuple(f"{name}." for name in (*lap_layers(model), *lip_layers(model)))
+    return lambda key: key.startswith(poolings)
 
 
 def lap_heads(model: nn.Module) -> tuple[tuple[int, ...], ...]:
@@ -98,12 +117,11 @@ def lap_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def load_plain(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "the given weights") -> None:
-    """Load the weights of a plain network into the plugged one; its LAPs stay as they are.
+    """Load the weights of a plain network into the plugged one; its LAPs or LIPs stay as they are.
 
     Errors: WeightsError that names missing, unexpected and mis-shaped entries; nothing is loaded then.
     """
-    laps = tuple(f"{name}." for name in lap_layers(model))
-    copy_weights(model, state, source=source, optional=lambda key: key.startswith(laps))
+    copy_weights(model, state, source=source, optional=belongs_to_poolings(model))
 
 
 def find_sites(model: nn.Module) -> list[Site]:
@@ -177,7 +195,7 @@ def _is_site(module: nn.Module) -> bool:
         case nn.AdaptiveAvgPool2d() | nn.AdaptiveMaxPool2d():
             return module.output_size in (1, (1, 1))
         case nn.Conv2d() | nn.MaxPool2d() | nn.AvgPool2d():
-            return max(_pair(module.stride)) > 1
+            return max(as_pair(cast(Pair, module.stride))) > 1
     return False
 
 
@@ -220,11 +238,14 @@ def _probe(
 
 def _install(model: nn.Module, site: Site, spec: Plug) -> None:
     """Put LAP at one site, by the kind of module that is there."""
-    if site.name == GLOBAL_POOL:
+    path, _, child = site.name.rpartition(".")
+    module = None if site.name == GLOBAL_POOL else model.get_submodule(site.name)
+    if spec.layer == "strided" and not isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+        return
+    if module is None:
         blocks.become(model, blocks.GLOBAL_POOL[type(model)], lap=_adaptive(site.channels_in, spec))
         return
-    path, _, child = site.name.rpartition(".")
-    parent, module = model.get_submodule(path), model.get_submodule(site.name)
+    parent = model.get_submodule(path)
     match module:
         case BasicBlock() | Bottleneck():
             _install_in_block(module, spec)
@@ -299,7 +320,7 @@ def _install_after(parent: nn.Module, child: str, convolution: nn.Conv2d, spec: 
             )
 
 
-def _insert(sequence: nn.Sequential, after: str, lap: LAP) -> None:
+def _insert(sequence: nn.Sequential, after: str, lap: nn.Module) -> None:
     """Put LAP into a sequence, behind a layer; the other layers keep their names."""
     layers = list(sequence._modules.items())
     sequence._modules.clear()
@@ -321,35 +342,58 @@ def _last_of_unit(sequence: nn.Sequential, name: str) -> str:
     return last
 
 
-def _tiles(channels: int, stride: tuple[int, int], spec: Plug) -> LAP2d:
-    """The LAP that takes over a convolution's stride."""
-    return LAP2d(_scoring(channels, spec), stride, **_normaliser(spec))
+def _tiles(channels: int, stride: tuple[int, int], spec: Plug) -> nn.Module:
+    """The layer that takes over a convolution's stride."""
+    return _layer(channels, Window(stride, stride), spec)
 
 
-def _like_pool(pool: nn.MaxPool2d | nn.AvgPool2d, site: Site, spec: Plug) -> LAP2d:
-    """The LAP with the pooling's own geometry, its rounding included: all later maps keep their sizes."""
-    if _pair(getattr(pool, "dilation", 1)) != (1, 1):
+def _like_pool(pool: nn.MaxPool2d | nn.AvgPool2d, site: Site, spec: Plug) -> nn.Module:
+    """The layer with the pooling's own geometry, its rounding included: all later maps keep their sizes."""
+    if as_pair(getattr(pool, "dilation", 1)) != (1, 1):
         raise DefinitionError(
             f"the pooling {site.name!r} is dilated, which LAP cannot be: leave this site out"
         )
-    return LAP2d(
-        _scoring(site.channels_in, spec),
-        _pair(pool.kernel_size),
-        _pair(pool.stride),
-        padding=_pair(pool.padding),
-        ceil_mode=pool.ceil_mode,
-        **_normaliser(spec),
-    )
+    sizes = as_pair(pool.kernel_size), as_pair(pool.stride), as_pair(pool.padding)
+    return _layer(site.channels_in, Window(*sizes, pool.ceil_mode), spec)
 
 
-def _adaptive(channels: int, spec: Plug) -> AdaptiveLAP2d:
-    return AdaptiveLAP2d(_scoring(channels, spec), **_normaliser(spec))
+def _layer(channels: int, window: Window, spec: Plug) -> nn.Module:
+    """The layer of the definition with a sliding window."""
+    kernel, stride, padding, ceil_mode = window.kernel, window.stride, window.padding, window.ceil_mode
+    match spec.layer:
+        case "lap":
+            options = _normaliser(spec)
+            return LAP2d(
+                _scoring(channels, spec), kernel, stride, padding=padding, ceil_mode=ceil_mode, **options
+            )
+        case "lip":
+            return LIP(_scoring(channels, spec), window)
+        case "average":
+            return nn.AvgPool2d(kernel, stride, padding, ceil_mode, count_include_pad=False)
+        case "max":
+            return nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil_mode)
+        case "strided":
+            return Strided(window)
+
+
+def _adaptive(channels: int, spec: Plug) -> nn.Module:
+    """The layer of the definition whose window is the whole map."""
+    match spec.layer:
+        case "lap":
+            return AdaptiveLAP2d(_scoring(channels, spec), **_normaliser(spec))
+        case "lip":
+            return LIP(_scoring(channels, spec), None)
+        case "max":
+            return nn.AdaptiveMaxPool2d(1)
+        case _:
+            return nn.AdaptiveAvgPool2d(1)
 
 
 def _scoring(channels: int, spec: Plug) -> ConceptScoring:
+    """A LAP's scoring module; for LIP one with a single head, whose probability nobody asks for."""
     return ConceptScoring(
         channels,
-        len(spec.concepts),
+        len(spec.concepts) or 1,
         hidden=spec.hidden,
         activation=spec.score_activation,
         init=spec.score_init,
@@ -360,7 +404,3 @@ def _scoring(channels: int, spec: Plug) -> ConceptScoring:
 
 def _normaliser(spec: Plug) -> dict[str, Any]:
     return {"eps": spec.eps, "alpha_init": spec.alpha_init, "alpha_trainable": spec.alpha_trainable}
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,8 +38,8 @@ def check_named(
 ) -> list[Check]:
     """Run every check of the contract on an explainer, ``NAME`` or ``module:function``; see `run_checks`.
 
-    The network has random weights, and LAP layers if ``lap`` says so or the explainer needs them; the images
-    (batch, 3, size, size) are the embedded digits. parameters: texts ``key=value``, the value as in TOML.
+    The network has random weights, and LAP layers if ``lap`` says so, or whatever layers the explainer needs;
+    the images (batch, 3, size, size) are the embedded digits. parameters: texts ``key=value``, as in TOML.
     Errors: UnknownNameError; ExplainerError for what cannot be imported; NotApplicableError; DefinitionError
     for parameters that are not the explainer's, or an image size that the network cannot take.
     """
@@ -53,7 +53,8 @@ def check_named(
             except ValueError as error:
                 raise DefinitionError(str(error)) from None
         images, target = _digits(size, batch), 3 * torch.arange(batch) % len(CLASSES)
-        network = _network(architecture, lap=lap or (spec is not None and "lap" in spec.needs))
+        needed = spec.layers if spec else frozenset[str]()
+        network = _network(architecture, "lip" if "lip" in needed else "lap" if lap or needed else None)
         try:
             _settle(network, images)
         except RuntimeError as error:
@@ -106,15 +107,16 @@ def _parameter(text: str) -> tuple[str, Any]:
         return key, value  # a word without quotes, as shells leave them
 
 
-def _network(architecture: str, *, lap: bool) -> nn.Module:
+def _network(architecture: str, layer: Literal["lap", "lip"] | None) -> nn.Module:
     """Build a network of four classes with random weights, the same ones in every process."""
     fields = architectures.get(architecture).parameters.model_fields
     with seeded_generators(0):
         parameters = {"width": NARROW} if "width" in fields else {}
         network = build(architecture, num_classes=len(CLASSES), parameters=parameters)
-        if lap:
+        if layer is not None:
             concepts = (Concept(name="zero", classes=CLASSES[:1]), Concept(name="rest", classes=CLASSES[1:]))
-            how = Plug(concepts=concepts, aggregation="sum", score_init="default")
+            of_lap: dict[str, Any] = {"concepts": concepts, "aggregation": "sum"} if layer == "lap" else {}
+            how = Plug(layer=layer, score_init="default", **of_lap)
             network = plug(network, how, classes=CLASSES)
     return network
 

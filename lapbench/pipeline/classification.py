@@ -70,7 +70,7 @@ def _stand_alone(
 ) -> npt.NDArray[np.int64]:
     """The classes that LAPs name alone, (L, seeds, images); L = 0 where there is none that can."""
     none = np.empty((0, len(answers), 0), np.int64)
-    if model.plug is None:
+    if model.plug is None or not model.plug.concepts:
         return none
     index = job.dataset.classes.index
     heads = [tuple(index(name) for name in concept.classes) for concept in model.plug.concepts]

@@ -245,13 +245,13 @@ class Job:
             for model in self.benchmark.models:
                 own = [s for s in subjects if s.model is model and s.randomised == randomised]
                 for explainer in self.benchmark.explainers:
-                    needs = explainers.get(explainer.name).needs
-                    if needs & {"model", "lap"} and not ("lap" in needs and model.plug is None):
+                    spec = explainers.get(explainer.name)
+                    if spec.explains_networks and spec.layers <= model.carries:
                         yield RowSource(
                             model, explainer, randomised, tuple(Source(s, explainer) for s in own)
                         )
         for explainer in self.benchmark.explainers:
-            if not explainers.get(explainer.name).needs & {"model", "lap"}:
+            if not explainers.get(explainer.name).explains_networks:
                 yield RowSource(None, explainer, False, (Source(None, explainer),))
 
     def blocks(self, purpose: Purpose) -> list[Block]:

@@ -1,17 +1,21 @@
 """Training a part of a network: all else keeps its weights and its statistics."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import nn
 
 from lapbench.errors import TrainingError, suggest
-from lapbench.models import lap_layers
+from lapbench.models import lap_layers, lip_layers
+
+_LAYERS: Mapping[str, Callable[[nn.Module], Mapping[str, nn.Module]]] = {"lap": lap_layers, "lip": lip_layers}
 
 
 @contextmanager
 def only(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Let only the named modules learn while inside; "lap" stands for all LAPs, no name for everything.
+    """Let only the named modules learn while inside; no name stands for everything.
+
+    "lap" stands for all LAPs, "lip" for all LIPs.
 
     Errors: TrainingError for a name that the network has not, or for parts without parameters.
     """
@@ -36,8 +40,8 @@ def rest(model: nn.Module) -> None:
 
 
 def _parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
-    if name == "lap":
-        modules: list[nn.Module] = list(lap_layers(model).values())
+    if name in _LAYERS:
+        modules: list[nn.Module] = list(_LAYERS[name](model).values())
     else:
         known = dict(model.named_modules())
         if name not in known:

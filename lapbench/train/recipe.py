@@ -15,6 +15,7 @@ from lapbench.data import Dataset
 from lapbench.digest import digest_of
 from lapbench.errors import TrainingError
 from lapbench.models import copy_pretrained, lap_heads, lap_layers, load_weights
+from lapbench.models.plug import belongs_to_poolings
 from lapbench.train.batches import check_classes
 from lapbench.train.freezing import only
 from lapbench.train.hardware import Hardware, choose_hardware
@@ -177,12 +178,9 @@ def _untrained(model: nn.Module, recipe: Recipe, key: str) -> Diary:
 def _start_from(model: nn.Module, path: Path) -> None:
     """Copy the weights of a network, trained for any classes, into the network.
 
-    Those of a plain network leave its LAPs as they are.
+    Those of a plain network leave its LAPs or LIPs as they are.
     """
-    laps = tuple(f"{name}." for name in lap_layers(model))
-    copy_pretrained(
-        model, load_weights(path), source=str(path), optional=lambda key: bool(laps) and key.startswith(laps)
-    )
+    copy_pretrained(model, load_weights(path), source=str(path), optional=belongs_to_poolings(model))
 
 
 def _objective(model: nn.Module, recipe: Recipe, plug: Plug | None) -> Objective:

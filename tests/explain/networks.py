@@ -62,6 +62,14 @@ def plugged(model: nn.Module, **settings: object) -> nn.Module:
     return plug(model, spec.model_copy(update=settings), classes=classes).eval()
 
 
+def relative(model: nn.Module, layer: str, **settings: object) -> nn.Module:
+    """Put a relative of LAP into a network, with logit modules that have left their zero start."""
+    if layer == "lip":
+        settings = {"score_init": "default", **settings}
+    torch.manual_seed(5)
+    return plug(model, Plug.model_validate({"layer": layer, **settings}), classes=()).eval()
+
+
 class Untraceable(nn.Module):
     """A network as users write them: what it does depends on what it sees, so torch.fx cannot trace it."""
 
