@@ -138,6 +138,18 @@ class Plug(Table):
         return {name: value for name, value in fields.items() if name != "layer" or value != "lap"}
 
 
+class AnteHoc(Table):
+    """Ante-hoc interpretation maps (reconstruction) beside a network's global pooling.
+
+    See `lapbench.models.weighting`: only the abstract of the paper was at hand, so that every field is open.
+    """
+
+    gate: Literal["sigmoid", "softmax"] = "sigmoid"
+    net: Literal["channels", "spatial"] = "channels"
+    masked: NonNegativeFloat = 1.0  # λ1: of the task's loss where the head sees what the map keeps
+    area: NonNegativeFloat = 0.01  # λ2: of the map's mean
+
+
 class Losses(Table):
     """Weights and switches of the loss terms (Eq. 5 and 6, Appendix A)."""
 
@@ -185,7 +197,7 @@ class Recipe(Table):
     select_epoch: Literal["val_loss", "balanced_accuracy"] = "val_loss"  # open
     pretrained: Path | None = None  # weights of the plain network to start from
     start: str | None = None  # or of a model further up in the definition, with the same seed
-    learning: tuple[str, ...] = ()  # modules that learn; "lap", "lip": all of them; none: the whole network
+    learning: tuple[str, ...] = ()  # modules; "lap", "lip", "antehoc": all such; none: everything
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "32-true"
     losses: Losses = Losses()
     augment: Augment = Augment()
@@ -211,6 +223,7 @@ class Model(Table):
     architecture: str
     parameters: dict[str, Any] = Field(default_factory=dict)
     plug: Plug | None = None
+    antehoc: AnteHoc | None = None
     recipe: Recipe | None = None
     weights: Path | None = None
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
@@ -218,7 +231,8 @@ class Model(Table):
     @property
     def carries(self) -> frozenset[str]:
         """The layers in the network that explain themselves, by what explainers call them in their needs."""
-        return frozenset({self.plug.layer} & {"lap", "lip"} if self.plug else ())
+        layers = {self.plug.layer} & {"lap", "lip"} if self.plug else set()
+        return frozenset(layers | ({"antehoc"} if self.antehoc else set()))
 
     @field_validator("architecture")
     @classmethod
@@ -240,12 +254,20 @@ class Model(Table):
                 f"supervision {self.recipe.supervision!r} trains concept heads, "
                 f"which need [models.plug]{lacks}"
             )
+        if self.plug and self.antehoc:
+            faults.append("give at most one of [models.plug] and [models.antehoc]")
         table = architectures.get(self.architecture).parameters
         try:
             check_parameters("architecture", self.architecture, table, self.parameters)
         except ValueError as error:
             faults.append(str(error))
         return _without(faults, self)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is younger than some digests where it is absent."""
+        fields: dict[str, Any] = serialise(self)
+        return {name: value for name, value in fields.items() if name != "antehoc" or value is not None}
 
 
 class Explainer(Table):

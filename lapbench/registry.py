@@ -13,7 +13,7 @@ from pydantic import ValidationError, create_model
 from lapbench.errors import UnknownNameError, suggest
 from lapbench.toml import Table
 
-Need = Literal["model", "lap", "lip", "masks", "ids"]
+Need = Literal["model", "lap", "lip", "antehoc", "masks", "ids"]
 Reach = Literal["output", "layer", "image"]
 
 
@@ -55,8 +55,8 @@ class ExplainerSpec:
     function: ``(model, images (B, C, H, W), target (B,), **parameters) -> maps (B, h, w)`` or
     `lapbench.explain.Maps`; parameters are its keyword-only arguments.
     version: raised whenever a change may change a map. needs: ``model`` (weights matter), ``lap`` (a network
-    with LAP layers), ``lip`` (with LIP layers), ``masks`` (the truth, for the oracle), ``ids`` (sample ids,
-    for seeded controls); ``masks`` and ``ids`` are passed as keyword arguments of that name.
+    with LAP layers), ``lip``, ``antehoc`` (with such layers), ``masks`` (the truth, for the oracle), ``ids``
+    (sample ids, for seeded controls); ``masks`` and ``ids`` are passed as keyword arguments of that name.
     native_threshold: where the map's own scale says "important" (0.5 for probabilities), or None. upsample:
     how a map gets the image's size.
     """
@@ -85,7 +85,7 @@ class ExplainerSpec:
     @property
     def layers(self) -> frozenset[str]:
         """The layers that the network must carry for it, as `lapbench.benchmark.Model.carries` names them."""
-        return self.needs & {"lap", "lip"}
+        return self.needs & {"lap", "lip", "antehoc"}
 
     @property
     def measures(self) -> str:

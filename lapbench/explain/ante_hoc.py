@@ -1,4 +1,4 @@
-"""Maps that networks make while they decide: concept probabilities of LAP, and weights of LIP."""
+"""Maps that networks make while they decide, of LAP and LIP, or beside it, of a weighting network."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal, TypeAlias
@@ -12,6 +12,7 @@ from lapbench.errors import ExplainerError, NotApplicableError, UnknownNameError
 from lapbench.explain.passes import passes_of
 from lapbench.models.lap import LapRecord
 from lapbench.models.plug import lap_heads, lap_names, lip_layers
+from lapbench.models.weighting import antehoc_layers
 from lapbench.registry import Card, explainer
 
 PAPER = "Modegh, Salimi, Rabiee, arXiv 2201.11808"
@@ -159,6 +160,35 @@ def lip(
     records = passes_of(model, images, target).laps
     logits = records[_position(layer, len(records), "LIP")].logits[:, 0].float()
     return (logits - logits.amax((1, 2), keepdim=True)).exp()
+
+
+@explainer(
+    "antehoc",
+    version=1,
+    title="Ante-hoc (reconstruction)",
+    paper="Guna R T, Okkath Krishnanunni, Benítez, 2023; a reconstruction from its abstract",
+    needs=("model", "antehoc"),
+    class_agnostic=True,
+    reach="layer",
+    card=Card(
+        cost="1 forward pass, and the weighting network",
+        limits="A reconstruction: only the paper's abstract was at hand. Networks with a weighting network "
+        "beside their global pooling; one map for all classes, without a threshold of its own.",
+        computed_by="lapbench: the weighting network was trained together with the network",
+    ),
+)
+def antehoc(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """The map M that the weighting network makes (reconstruction), at the resolution of the last features.
+
+    Each map is stretched to [0, 1], so that its scale is relative; a constant one is 0.
+    Errors: NotApplicableError for a network without a weighting network.
+    """
+    layers = antehoc_layers(model)
+    if not layers:
+        raise NotApplicableError(f"this {type(model).__name__} has no weighting network for ante-hoc maps")
+    ((name, layer),) = layers.items()
+    maps: Tensor = layer.weighting(passes_of(model, images, target).activation(f"{name}.features"))
+    return maps[:, 0]
 
 
 def _position(layer: int | Literal["last"], count: int, kind: str) -> int:

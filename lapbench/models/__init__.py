@@ -12,6 +12,7 @@ from lapbench.models.plug import (
     lip_layers,
     load_plain,
     plug,
+    put_antehoc,
 )
 from lapbench.models.pooling import Pooling, Strided, Window
 from lapbench.models.predict import evaluating, predict
@@ -52,6 +53,7 @@ __all__ = [
     "load_weights",
     "plug",
     "predict",
+    "put_antehoc",
     "randomise",
     "record_laps",
     "save_weights",

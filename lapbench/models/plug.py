@@ -18,13 +18,14 @@ from torchvision.models.inception import BasicConv2d, InceptionB, InceptionD
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops.misc import SqueezeExcitation
 
-from lapbench.benchmark import Plug
+from lapbench.benchmark import AnteHoc, Plug
 from lapbench.errors import DefinitionError, UnknownNameError
 from lapbench.models import blocks
 from lapbench.models.lap import LAP, AdaptiveLAP2d, ConceptScoring, LAP2d
 from lapbench.models.lip import LIP
 from lapbench.models.pooling import Pair, Pooling, Strided, Window, as_pair
 from lapbench.models.predict import evaluating
+from lapbench.models.weighting import AnteHocPool, antehoc_layers
 from lapbench.models.weights import copy_weights
 
 STEM_STRIDE = 4
@@ -41,7 +42,8 @@ _PROBE_SIZES = (
     32,
     28,
 )  # of the image that shapes are asked with; some networks take one only
-_NEVER_STEM = (BasicBlock, Bottleneck, InceptionB, InceptionD, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_GLOBAL_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_NEVER_STEM = (BasicBlock, Bottleneck, InceptionB, InceptionD, *_GLOBAL_POOLS)
 _NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -85,6 +87,25 @@ def plug(model: nn.Module, spec: Plug, *, classes: Sequence[str]) -> nn.Module:
     return plugged
 
 
+def put_antehoc(model: nn.Module, spec: AnteHoc) -> nn.Module:
+    """Return a copy of the network with ante-hoc maps (reconstruction); the given network is untouched.
+
+    Its answers are those of the given network: a weighting network stands beside the global pooling.
+    SqueezeNet pools the maps of its classes, which are then what is weighted.
+    Errors: DefinitionError for a network without a global pooling, or one that explains itself already.
+    """
+    if is_plugged(model) or antehoc_layers(model):
+        raise DefinitionError(
+            f"this {type(model).__name__} explains itself already: start from the plain network instead"
+        )
+    explained, weight = copy.deepcopy(model), next(model.parameters())
+    name, channels = _global_pool(explained)
+    pool = nn.AdaptiveAvgPool2d(1) if name == GLOBAL_POOL else explained.get_submodule(name)
+    layer = AnteHocPool(channels, pool, spec)
+    _put(explained, name, layer.to(weight.device, weight.dtype).train(model.training), "antehoc")
+    return explained
+
+
 def is_plugged(model: nn.Module) -> bool:
     """Whether the network carries LAP, or was plugged with a relative."""
     return any(isinstance(module, Pooling) or "lap_names" in vars(module) for module in model.modules())
@@ -100,10 +121,24 @@ def lip_layers(model: nn.Module) -> dict[str, LIP]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LIP)}
 
 
-def belongs_to_poolings(model: nn.Module) -> Callable[[str], bool]:
+def is_added(model: nn.Module, key: str) -> bool:
     """Whether an entry of the network's state, by its name, is one that the plain network has not."""
-    poolings = tuple(f"{name}." for name in (*lap_layers(model), *lip_layers(model)))
-    return lambda key: key.startswith(poolings)
+    added = (*lap_layers(model), *lip_layers(model), *antehoc_layers(model))
+    return key.startswith(tuple(f"{name}." for name in added))
+
+
+def _global_pool(model: nn.Module) -> tuple[str, int]:
+    """The name of a network's global pooling, the last one to 1×1, and its channels."""
+    if type(model) in blocks.GLOBAL_POOL:
+        return GLOBAL_POOL, _head_channels(model)
+    pools = {name: module for name, module in _candidates(model) if isinstance(module, _GLOBAL_POOLS)}
+    if not pools:
+        raise DefinitionError(
+            f"{type(model).__name__} has no global pooling to 1×1, a module nn.AdaptiveAvgPool2d(1): "
+            "choose another architecture, or give it one"
+        )
+    name, shape, _ = _probe(model, pools)[1][-1]
+    return name, shape[1]
 
 
 def lap_heads(model: nn.Module) -> tuple[tuple[int, ...], ...]:
@@ -117,11 +152,11 @@ def lap_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def load_plain(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "the given weights") -> None:
-    """Load the weights of a plain network into the plugged one; its LAPs or LIPs stay as they are.
+    """Load the weights of a plain network into the plugged one; what was put into it stays as it is.
 
     Errors: WeightsError that names missing, unexpected and mis-shaped entries; nothing is loaded then.
     """
-    copy_weights(model, state, source=source, optional=belongs_to_poolings(model))
+    copy_weights(model, state, source=source, optional=lambda key: is_added(model, key))
 
 
 def find_sites(model: nn.Module) -> list[Site]:
@@ -139,8 +174,8 @@ def find_sites(model: nn.Module) -> list[Site]:
         late = isinstance(modules[name], _NEVER_STEM) or reduced >= STEM_STRIDE
         sites.append(Site(name, shape_in[1], shape_out[1], late))
     if (kind := type(model)) in blocks.GLOBAL_POOL:
-        head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-        sites.append(Site(GLOBAL_POOL, head.in_features, head.in_features, in_paper=True))
+        channels = _head_channels(model)
+        sites.append(Site(GLOBAL_POOL, channels, channels, in_paper=True))
     if not sites:
         raise DefinitionError(
             f"{kind.__name__} has no place for LAP: no pooling layer and no strided convolution was found"
@@ -166,6 +201,11 @@ def choose_sites(sites: Sequence[Site], wanted: Sequence[str]) -> list[Site]:
     if not chosen:
         raise DefinitionError(f"sites = {wanted!r} chooses no place for LAP: choose among {', '.join(names)}")
     return chosen
+
+
+def _head_channels(model: nn.Module) -> int:
+    """The channels of what a network's global pooling gives to its head."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1].in_features
 
 
 def _within(site: str, name: str) -> bool:
@@ -243,7 +283,7 @@ def _install(model: nn.Module, site: Site, spec: Plug) -> None:
     if spec.layer == "strided" and not isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
         return
     if module is None:
-        blocks.become(model, blocks.GLOBAL_POOL[type(model)], lap=_adaptive(site.channels_in, spec))
+        _put(model, site.name, _adaptive(site.channels_in, spec), "lap")
         return
     parent = model.get_submodule(path)
     match module:
@@ -257,6 +297,15 @@ def _install(model: nn.Module, site: Site, spec: Plug) -> None:
             setattr(parent, child, _adaptive(site.channels_in, spec))
         case nn.MaxPool2d() | nn.AvgPool2d():
             setattr(parent, child, _like_pool(module, site, spec))
+
+
+def _put(model: nn.Module, name: str, layer: nn.Module, child: str) -> None:
+    """Put a layer in the place of a pooling; of one that is a function call, as a child of the network."""
+    if name == GLOBAL_POOL:
+        blocks.become(model, blocks.GLOBAL_POOL[type(model)], **{child: layer}, pooled_by=child)
+    else:
+        path, _, last = name.rpartition(".")
+        setattr(model.get_submodule(path), last, layer)
 
 
 def _install_in_block(block: Any, spec: Plug) -> None:

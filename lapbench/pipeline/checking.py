@@ -3,22 +3,22 @@
 import importlib
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lapbench.benchmark import Concept, Plug
+from lapbench.benchmark import AnteHoc, Concept, Plug
 from lapbench.data.digits import read_digits
 from lapbench.data.record import Drawn
 from lapbench.errors import DefinitionError, ExplainerError, UnknownNameError
 from lapbench.explain import Check, run_checks
 from lapbench.explain.state import seeded_generators
-from lapbench.models.plug import plug
+from lapbench.models.plug import plug, put_antehoc
 from lapbench.models.zoo import build
 from lapbench.registry import ExplainerSpec, architectures, check_parameters, explainers
 
@@ -54,7 +54,7 @@ def check_named(
                 raise DefinitionError(str(error)) from None
         images, target = _digits(size, batch), 3 * torch.arange(batch) % len(CLASSES)
         needed = spec.layers if spec else frozenset[str]()
-        network = _network(architecture, "lip" if "lip" in needed else "lap" if lap or needed else None)
+        network = _network(architecture, needed or {"lap"} if lap else needed)
         try:
             _settle(network, images)
         except RuntimeError as error:
@@ -107,17 +107,20 @@ def _parameter(text: str) -> tuple[str, Any]:
         return key, value  # a word without quotes, as shells leave them
 
 
-def _network(architecture: str, layer: Literal["lap", "lip"] | None) -> nn.Module:
+def _network(architecture: str, layers: Set[str]) -> nn.Module:
     """Build a network of four classes with random weights, the same ones in every process."""
     fields = architectures.get(architecture).parameters.model_fields
     with seeded_generators(0):
         parameters = {"width": NARROW} if "width" in fields else {}
         network = build(architecture, num_classes=len(CLASSES), parameters=parameters)
-        if layer is not None:
+        if "lap" in layers:
             concepts = (Concept(name="zero", classes=CLASSES[:1]), Concept(name="rest", classes=CLASSES[1:]))
-            of_lap: dict[str, Any] = {"concepts": concepts, "aggregation": "sum"} if layer == "lap" else {}
-            how = Plug(layer=layer, score_init="default", **of_lap)
+            how = Plug(concepts=concepts, aggregation="sum", score_init="default")
             network = plug(network, how, classes=CLASSES)
+        elif "lip" in layers:
+            network = plug(network, Plug(layer="lip", score_init="default"), classes=CLASSES)
+        elif "antehoc" in layers:
+            network = put_antehoc(network, AnteHoc())
     return network
 
 

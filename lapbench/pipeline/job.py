@@ -364,7 +364,8 @@ def check_names(benchmark: Benchmark, dataset: Dataset) -> None:
 
 def _structure(model: definition.Model) -> dict[str, Any]:
     entry = architectures.get(model.architecture)
-    return {
+    younger = {"antehoc": model.antehoc} if model.antehoc else {}  # networks without it keep their names
+    return younger | {
         "architecture": entry.name,
         "architecture_version": entry.version,
         "origin": entry.origin,

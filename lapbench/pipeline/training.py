@@ -63,6 +63,7 @@ def _train(job: Job, model: definition.Model, recipe: definition.Recipe, seed: i
             "model": model.name,
             "architecture": model.architecture,
             "parameters": model.parameters,
+            **({"antehoc": plain(model.antehoc)} if model.antehoc else {}),
             **record.as_dict(),
             "recipe": plain(
                 recipe

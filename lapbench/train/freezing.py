@@ -7,15 +7,20 @@ from torch import nn
 
 from lapbench.errors import TrainingError, suggest
 from lapbench.models import lap_layers, lip_layers
+from lapbench.models.weighting import antehoc_layers
 
-_LAYERS: Mapping[str, Callable[[nn.Module], Mapping[str, nn.Module]]] = {"lap": lap_layers, "lip": lip_layers}
+_LAYERS: Mapping[str, Callable[[nn.Module], Mapping[str, nn.Module]]] = {
+    "lap": lap_layers,
+    "lip": lip_layers,
+    "antehoc": antehoc_layers,
+}
 
 
 @contextmanager
 def only(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     """Let only the named modules learn while inside; no name stands for everything.
 
-    "lap" stands for all LAPs, "lip" for all LIPs.
+    "lap" stands for all LAPs, "lip" for all LIPs, "antehoc" for the weighting network.
 
     Errors: TrainingError for a name that the network has not, or for parts without parameters.
     """

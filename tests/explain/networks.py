@@ -4,8 +4,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lapbench.benchmark import Concept, Plug
-from lapbench.models.plug import plug
+from lapbench.benchmark import AnteHoc, Concept, Plug
+from lapbench.models.plug import plug, put_antehoc
 from lapbench.models.zoo import build
 
 
@@ -68,6 +68,12 @@ def relative(model: nn.Module, layer: str, **settings: object) -> nn.Module:
         settings = {"score_init": "default", **settings}
     torch.manual_seed(5)
     return plug(model, Plug.model_validate({"layer": layer, **settings}), classes=()).eval()
+
+
+def weighted(model: nn.Module, **settings: object) -> nn.Module:
+    """Put a weighting network for ante-hoc maps beside a network's global pooling."""
+    torch.manual_seed(5)
+    return put_antehoc(model, AnteHoc.model_validate(settings)).eval()
 
 
 class Untraceable(nn.Module):

@@ -12,7 +12,7 @@ from torchvision.models.inception import BasicConv2d, InceptionA
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.squeezenet import Fire
 
-from explain.networks import images, network, plugged, relative, small_resnet, unsettled
+from explain.networks import images, network, plugged, relative, small_resnet, unsettled, weighted
 from lapbench.errors import ExplainerError, NotApplicableError
 from lapbench.explain import check_explainer, passes_of, run_checks
 from lapbench.explain.checks import CHECKS
@@ -28,7 +28,7 @@ SHORT: dict[str | tuple[str, str], dict[str, object]] = {
     ("inception_v3", "score_cam"): {"layer": "Conv2d_2b_3x3"},  # 64 channels instead of 2048
 }
 """Parameters that make the dearest explainers cheap: the contract does not depend on them."""
-OF_LAYERS = {"lap", "lap_all", "lap_average", "lap_geometric", "lip"}
+OF_LAYERS = {"lap", "lap_all", "lap_average", "lap_geometric", "lip", "antehoc"}
 
 
 def narrow_resnet() -> nn.Module:
@@ -67,6 +67,8 @@ NARROW = {
     "resnet": narrow_resnet,
     "lap-resnet": lambda: plugged(narrow_resnet(), sites="all"),
     "lip-resnet": lambda: relative(narrow_resnet(), "lip", sites="all"),
+    "antehoc-resnet": lambda: weighted(narrow_resnet()),
+    "antehoc-squeezenet": lambda: weighted(narrow_squeezenet(), gate="softmax", net="spatial"),
     "squeezenet": narrow_squeezenet,
     "inception": narrow_inception,
 }
@@ -101,6 +103,7 @@ def test_every_explainer_keeps_its_contract_on_torchvisions_networks(kind: str, 
 
 NOT_APPLICABLE = {
     ("squeezenet", "cam"): "has no linear layer on its last feature map",
+    ("antehoc-squeezenet", "cam"): "has no linear layer on its last feature map",
     ("squeezenet1_1", "cam"): "has no linear layer on its last feature map",
 }
 
@@ -116,11 +119,12 @@ def held(kind: str, name: str, side: int) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(OF_LAYERS))
-@pytest.mark.parametrize("kind", ["resnet", "lap-resnet", "lip-resnet"])
+@pytest.mark.parametrize("kind", ["resnet", "lap-resnet", "lip-resnet", "antehoc-resnet"])
 def test_maps_of_layers_do_not_apply_to_networks_without(name: str, kind: str) -> None:
-    layer = "lip" if name == "lip" else "lap"
+    lacks = {"lip": "has no LIP layers", "antehoc": "has no weighting network"}
+    (layer,) = explainers.get(name).layers
     if layer not in kind:
-        with pytest.raises(NotApplicableError, match=f"has no {layer.upper()} layers"):
+        with pytest.raises(NotApplicableError, match=lacks.get(layer, "has no LAP layers")):
             check_explainer(explainers.get(name), built(kind), images(2, 24), TARGET)
 
 
