@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from lapbench import benchmark as definition
-from lapbench.models.plug import plug, put_bla
+from lapbench.models.plug import plug, put_antehoc, put_bla
 from lapbench.models.weights import copy_weights, load_weights, randomise
 from lapbench.models.zoo import build
 from lapbench.pipeline.job import Job, Subject
@@ -13,7 +13,7 @@ from lapbench.train.hardware import resolve_device
 
 
 def new_network(job: Job, model: definition.Model) -> nn.Module:
-    """Build a model's network, with LAP or BLA as the definition says, with fresh weights."""
+    """Build a model's network, with the layers that the definition says, with fresh weights."""
     network = build(
         model.architecture,
         num_classes=len(job.dataset.classes),
@@ -22,7 +22,9 @@ def new_network(job: Job, model: definition.Model) -> nn.Module:
     )
     if model.plug:
         return plug(network, model.plug, classes=job.dataset.classes)
-    return put_bla(network, model.bla) if model.bla else network
+    if model.bla:
+        return put_bla(network, model.bla)
+    return put_antehoc(network, model.antehoc) if model.antehoc else network
 
 
 def load_network(job: Job, subject: Subject) -> nn.Module:

@@ -32,7 +32,7 @@ from lapbench.train.evaluation import metrics
 from lapbench.train.freezing import rest
 from lapbench.train.hardware import Hardware
 from lapbench.train.images import Batch, Table, ahead, normalise
-from lapbench.train.objective import Objective, cross_entropy, map_terms
+from lapbench.train.objective import Objective, map_terms, task_terms
 from lapbench.types import IntArray
 
 Progress = Callable[[int, int, str], None]
@@ -226,12 +226,9 @@ class Lesson(pl.LightningModule):
 
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return the weighted total, the terms without their weights, and the logits."""
-        if self.recipe.supervision == "none":
-            loss, logits = cross_entropy(self._answer(batch.images), batch.labels)
-            return self.recipe.losses.cross_entropy * loss, {"cross_entropy": loss}, logits
         with record_laps(self.model) as records:
-            loss, logits = cross_entropy(self.model(batch.images), batch.labels)
-        terms = {"cross_entropy": loss, **map_terms(self.objective, records, self.discriminators, batch)}
+            terms, logits = task_terms(self.model, batch.images, batch.labels, answer=self._answer)
+        terms |= map_terms(self.objective, records, self.discriminators, batch)
         weights = self.objective.weights
         return torch.stack([weights[name] * term for name, term in terms.items()]).sum(), terms, logits
 

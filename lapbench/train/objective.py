@@ -1,18 +1,19 @@
 """What a recipe trains for: which loss terms, summed over the LAPs, with which weights."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lapbench.benchmark import Concept, Recipe
+from lapbench.benchmark import AnteHoc, Concept, Recipe
 from lapbench.errors import TrainingError
 from lapbench.models.lap import LAP, ConceptScoring, LapRecord
+from lapbench.models.weighting import antehoc_layers, second_pass
 from lapbench.train import losses
 from lapbench.train.images import Batch
 
@@ -25,11 +26,15 @@ AUXILIARY_WEIGHTS = {"InceptionOutputs": 0.4, "GoogLeNetOutputs": 0.3}
 
 @dataclass(frozen=True)
 class Objective:
-    """A recipe with the concepts of the plugged network; heads: the classes of every concept head."""
+    """A recipe with the concepts of the plugged network; heads: the classes of every concept head.
+
+    antehoc: of a network with ante-hoc maps (reconstruction).
+    """
 
     recipe: Recipe
     concepts: tuple[Concept, ...] = ()
     heads: tuple[tuple[int, ...], ...] = ()
+    antehoc: AnteHoc | None = None
 
     @property
     def needs_truth(self) -> bool:
@@ -49,6 +54,9 @@ class Objective:
         """The weight of each term in the total, by its name."""
         switches = self.recipe.losses
         weights = {"cross_entropy": switches.cross_entropy}
+        if self.antehoc is not None:
+            weights["masked_cross_entropy"] = self.antehoc.masked * switches.cross_entropy
+            weights["map_area"] = self.antehoc.area
         if self.recipe.supervision == "weak":
             weights["concept_discrimination"] = switches.concept_discrimination
             weights["concordance"] = switches.concordance
@@ -88,6 +96,34 @@ def cross_entropy(output: Tensor | tuple[Tensor | None, ...], labels: Tensor) ->
         if extra is not None:
             loss = loss + weight * F.cross_entropy(extra.float(), labels)
     return loss, cast(Tensor, logits)
+
+
+def task_terms(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    answer: Callable[[Tensor], Any] | None = None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the terms of a network's answers by name, without their weights, and its logits (B, classes).
+
+    With ante-hoc maps (reconstruction) its head answers a second time, to what the map keeps of the features;
+    auxiliary classifiers, which lie before the map, do not. answer: what the images go through, where that is
+    not the whole network.
+    """
+    answer = answer or model
+    layers = list(antehoc_layers(model).values())
+    if not layers:
+        loss, logits = cross_entropy(answer(images), labels)
+        return {"cross_entropy": loss}, logits
+    with second_pass(layers[0]) as maps:
+        output = answer(images)
+    plain, masked = (output if isinstance(output, Tensor) else output[0]).chunk(2)
+    if type(output).__name__ in AUXILIARY_WEIGHTS:
+        output = output._replace(logits=plain)
+    loss, logits = cross_entropy(plain if isinstance(output, Tensor) else output, labels)
+    kept = F.cross_entropy(masked.float(), labels)
+    return {"cross_entropy": loss, "masked_cross_entropy": kept, "map_area": maps[0].mean()}, logits
 
 
 def map_terms(

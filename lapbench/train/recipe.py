@@ -15,6 +15,7 @@ from lapbench.data import Dataset
 from lapbench.digest import digest_of
 from lapbench.errors import TrainingError
 from lapbench.models import bla_layers, copy_pretrained, is_added, lap_heads, lap_layers, load_weights
+from lapbench.models.weighting import antehoc_layers
 from lapbench.train.batches import check_classes
 from lapbench.train.features import on_features
 from lapbench.train.freezing import only
@@ -185,7 +186,7 @@ def _untrained(model: nn.Module, recipe: Recipe, key: str) -> Diary:
 def _start_from(model: nn.Module, path: Path) -> None:
     """Copy the weights of a network, trained for any classes, into the network.
 
-    Those of a plain network leave its LAP and BLA as they are.
+    Those of a plain network leave what was put into it as it is.
     """
     copy_pretrained(model, load_weights(path), source=str(path), optional=lambda key: is_added(model, key))
 
@@ -193,7 +194,8 @@ def _start_from(model: nn.Module, path: Path) -> None:
 def _objective(model: nn.Module, recipe: Recipe, plug: Plug | None) -> Objective:
     """Join the recipe with the network's concept heads. Errors: TrainingError when they do not fit."""
     if recipe.supervision == "none":
-        return Objective(recipe)
+        maps = [layer.spec for layer in antehoc_layers(model).values()]
+        return Objective(recipe, antehoc=maps[0] if maps else None)
     heads = lap_heads(model)
     if plug is None or not heads:
         raise TrainingError(
@@ -211,7 +213,8 @@ def _objective(model: nn.Module, recipe: Recipe, plug: Plug | None) -> Objective
 def _key(model: nn.Module, dataset: Dataset, data: Data, recipe: Recipe, plug: Plug | None, seed: int) -> str:
     """Return the digest of what decides a training, apart from the first weights."""
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    settings = [repr(layer) for layer in bla_layers(model).values()]  # those of BLA change no shape
+    younger = [repr(layer) for layer in bla_layers(model).values()]  # those of BLA change no shape
+    settings = [*younger, *(layer.spec for layer in antehoc_layers(model).values())]
     return digest_of([dataset.digest, dataset.classes, data, recipe, plug, seed, shapes, *settings])
 
 
