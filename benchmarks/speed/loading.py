@@ -1,19 +1,24 @@
 """Speed of reading images, in images a second, beside a plain loop that decodes and resizes one by one.
 
-JPEG (500×375, as ImageNet's are) and, where pydicom is installed, DICOM (1024×1024, JPEG inside, as RSNA's
-are), drawn here and brought to 224×224. The first epoch decodes into one file, the second reads it. Wanted:
-the second epoch is at least 2 times as fast as the loop; its pixels must be those of the first, bit for bit.
+Drawn here and brought to 224×224: JPEG of 500×375, as ImageNet's are; of 1024×1024, which is decoded at half
+that size; and, where pydicom is installed, DICOM of 1024×1024 with JPEG inside, as RSNA's are. The first
+epoch decodes: into memory, or, for splits too large for it, into a file, which takes as long as the disk
+needs besides. The second reads that file. Wanted of two free cores: see FORMATS. The pixels of both epochs
+must be the same, bit for bit.
 The drawn images fit into the memory in which the system keeps files; a split larger than that reads at the
-speed of its disk.
+speed of its disk. Each rate is the best of ROUNDS, taken in turns.
 
     python benchmarks/speed/loading.py [N]          exit code 1 where a target is missed
 """
 
 import io
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,11 +26,11 @@ import numpy as np
 from PIL import Image
 
 from lapbench.data import Split, load_manifest, open_dataset
-from lapbench.data.decoded import keep_decoded
+from lapbench.data.decoded import decode, keep_decoded
 from lapbench.types import FloatArray
 
 SIDE = 224
-WANTED_RATIO = 2.0
+ROUNDS = 5
 MANIFEST = """
 name = "drawn"
 version = 1
@@ -55,9 +60,9 @@ def draw(height: int, width: int, seed: int) -> Image.Image:
     return Image.fromarray(np.clip(np.asarray(coarse) + grain, 0, 255).astype(np.uint8))
 
 
-def write_jpeg(path: Path, seed: int) -> None:
+def write_jpeg(height: int, width: int, path: Path, seed: int) -> None:
     """Write a photograph in colour."""
-    draw(375, 500, seed).convert("RGB").save(path, "JPEG", quality=90)
+    draw(height, width, seed).convert("RGB").save(path, "JPEG", quality=90)
 
 
 def write_dicom(path: Path, seed: int) -> None:
@@ -98,12 +103,16 @@ def plainly_dicom(path: Path) -> FloatArray:
     return np.asarray(resized, np.float32).transpose(2, 0, 1) / np.float32(255)
 
 
-def rate(read: Callable[[int], object], n: int) -> float:
+def rate(read: Callable[[], object], n: int) -> float:
     """Return images a second."""
     start = time.perf_counter()
-    for number in range(n):
-        read(number)
+    read()
     return n / (time.perf_counter() - start)
+
+
+def read_all(split: Split) -> list[FloatArray]:
+    """Return every image of a split, one by one."""
+    return [split.image(number) for number in range(len(split))]
 
 
 def opened(folder: Path, suffix: str, n: int) -> Split:
@@ -117,39 +126,64 @@ def opened(folder: Path, suffix: str, n: int) -> Split:
     ]
 
 
-def measure(
-    suffix: str, write: Callable[[Path, int], None], plainly: Callable[[Path], FloatArray], n: int
-) -> bool:
-    """Print the rates for one format and return whether the second epoch is fast enough."""
+@dataclass(frozen=True)
+class Format:
+    """Files to be read, how everybody reads them, and how many times as fast each epoch is to be."""
+
+    title: str
+    suffix: str
+    write: Callable[[Path, int], None]
+    plainly: Callable[[Path], FloatArray]
+    wanted_first: float | None
+    wanted_second: float = 2.0
+
+
+FORMATS = (
+    # too small for a reduced decode: the second core pays for resizing without rounding to bytes, no more
+    Format("JPEG 500×375", ".jpg", partial(write_jpeg, 375, 500), plainly_jpeg, None),
+    Format("JPEG 1024×1024", ".jpg", partial(write_jpeg, 1024, 1024), plainly_jpeg, 1.5),
+    Format("DICOM 1024×1024", ".dcm", write_dicom, plainly_dicom, 1.5),
+)
+
+
+def measure(form: Format, n: int) -> bool:
+    """Print the rates for one format and return whether both epochs are fast enough."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for number in range(n):
-            write(folder / f"{number}{suffix}", number)
-        loop = rate(lambda number: plainly(folder / f"{number}{suffix}"), n)
-        split = opened(folder, suffix, n)
-        start = time.perf_counter()
-        kept = keep_decoded(split)
-        first = n / (time.perf_counter() - start)
-        second = rate(lambda number: kept[number], n)
-        same = all(np.array_equal(kept[number].image, split[number].image) for number in range(0, n, 10))
-    ratio = second / loop
-    passed = same and ratio >= WANTED_RATIO
+        paths = [folder / f"{number}{form.suffix}" for number in range(n)]
+        for number, path in enumerate(paths):
+            form.write(path, number)
+        split = opened(folder, form.suffix, n)
+        rates = []
+        for _ in range(ROUNDS):
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+            loop = rate(lambda: [form.plainly(path) for path in paths], n)
+            first = rate(lambda: decode(split, np.arange(n)), n)
+            written = rate(lambda: keep_decoded(split), n)
+            kept = keep_decoded(split)
+            second = rate(partial(read_all, kept), n)
+            rates.append((loop, first, written, second))
+        same = all(np.array_equal(kept.image(number), split.image(number)) for number in range(0, n, 10))
+    loop, first, written, second = np.max(rates, axis=0)
+    passed = same and first >= (form.wanted_first or 0) * loop and second >= form.wanted_second * loop
     print(
-        f"{suffix[1:]:5}  plain loop {loop:7.0f}/s  first epoch {first:7.0f}/s  second epoch {second:7.0f}/s"
-        f"  second to loop {ratio:5.1f} (wanted {WANTED_RATIO:g})  {'ok' if passed else 'MISSED'}"
-        f"{'' if same else '  other pixels'}"
+        f"{form.title:15}  plain loop {loop:3.0f}/s"
+        f"  first epoch {first:3.0f}/s, {first / loop:4.2f} x (wanted {form.wanted_first or '–'};"
+        f" into a file {written:3.0f}/s)"
+        f"  second {second:5.0f}/s, {second / loop:5.1f} x (wanted {form.wanted_second:g})"
+        f"  {'ok' if passed else 'MISSED'}{'' if same else '  other pixels'}"
     )
     return passed
 
 
 def main() -> int:
-    """Measure both formats."""
-    n = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    passed = measure(".jpg", write_jpeg, plainly_jpeg, n)
-    if find_spec("pydicom") is None:
-        print("dcm    not measured: pydicom is not installed")
-        return 0 if passed else 1
-    return 0 if measure(".dcm", write_dicom, plainly_dicom, n) and passed else 1
+    """Measure every format that can be read here."""
+    n = int(sys.argv[1]) if len(sys.argv) > 1 else 60
+    readable = [form for form in FORMATS if form.suffix != ".dcm" or find_spec("pydicom")]
+    passed = [measure(form, n) for form in readable]
+    if len(readable) < len(FORMATS):
+        print("DICOM is not measured: pydicom is not installed")
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

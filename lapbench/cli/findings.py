@@ -73,7 +73,10 @@ def figures(
     images: Annotated[int, typer.Option(min=1, max=64, help="How many images.")] = 4,
     form: Annotated[Literal["pdf", "svg", "png"], typer.Option("--format", help="Of the files.")] = "pdf",
 ) -> None:
-    """Draw a grid of images, predictions and maps for every model, to be printed: first images with truth."""
+    """Draw a grid of images, predictions and maps for every model, to be printed: first images with truth.
+
+    A network with a concept head for every class gets a second one: the maps of its three likeliest classes.
+    """
     with opened_job(name, out, cache, data, limit, "auto", models, explainers, seed) as job:
         from lapbench import pipeline
 

@@ -12,7 +12,7 @@ import numpy as np
 from lapbench.data import boxes as _boxes
 from lapbench.data.annotation import check_named_files, read_annotation
 from lapbench.data.captions import padded
-from lapbench.data.images import from_bytes, read_image, read_mask, resize_image, resize_mask, to_channels
+from lapbench.data.images import fit, from_bytes, read_image, read_mask, read_resized, reduction, resize_mask
 from lapbench.data.inspection import Inspector
 from lapbench.data.landmarks import fractions, outside
 from lapbench.data.manifest import Manifest
@@ -127,7 +127,9 @@ class Split(Sequence[Sample]):
         """The name of everything that decides the pixels, labels and masks of this split, in order."""
         view = [PIXELS_VERSION, self.view.image_size, self.view.channels, self.view.classes]
         task = [self.view.task, self.view.answer_size] if self.view.answer_size else []
-        return digest_of(["split", view, [entry.digest for entry in self.entries], *task])
+        reductions = [self._reduction(entry) for entry in self.entries]
+        decoding = [reductions] if any(divisor > 1 for divisor in reductions) else []
+        return digest_of(["split", view, [entry.digest for entry in self.entries], *decoding, *task])
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -140,27 +142,31 @@ class Split(Sequence[Sample]):
         if isinstance(index, slice):
             known = None if self.decoded is None else self.decoded[index]
             return Split(self.name, self.entries[index], self.view, decoded=known, keep_in=self.keep_in)
-        entry = self.entries[index]
-        record = entry.record
-        x0, y0, x1, y1 = _window(entry)
-        height, width = self.view.image_size
-        shown = self.boxes(index)
-        if record.mask is None:
-            mask = _boxes.rasterise(shown, height, width)
-        else:
-            mask = resize_mask(_whole_mask(record.mask)[y0:y1, x0:x1], (height, width))
-        return Sample(record.id, self.image(index), int(self.labels[index]), shown, mask)
+        record = self.entries[index].record
+        return Sample(
+            record.id, self.image(index), int(self.labels[index]), self.boxes(index), self.mask(index)
+        )
 
     def image(self, index: int) -> FloatArray:
         """Return the image of a sample (C, H, W) in [0, 1]."""
         if self.decoded is not None:
             return np.array(self.decoded[index])
-        entry = self.entries[index]
+        entry, size, channels = self.entries[index], self.view.image_size, self.view.channels
+        source = entry.record.source
+        if isinstance(source, Path) and entry.record.window is None:
+            return read_resized(source, size, channels, reduce=self._reduction(entry))
         x0, y0, x1, y1 = _window(entry)
-        pixels = self._pixels(entry.record.source)[:, y0:y1, x0:x1]
-        if len(pixels) == 1:  # grey is resized once, not in every channel that it is repeated in
-            return to_channels(resize_image(pixels, self.view.image_size), self.view.channels)
-        return resize_image(to_channels(pixels, self.view.channels), self.view.image_size)
+        pixels = from_bytes(source.draw()) if isinstance(source, Drawn) else self._whole(source)
+        return fit(pixels[:, y0:y1, x0:x1], size, channels)
+
+    def mask(self, index: int) -> MaskArray:
+        """Return the truth of a sample (H, W), for which no image is decoded, but for an annotated mask."""
+        entry = self.entries[index]
+        height, width = self.view.image_size
+        if entry.record.mask is None:
+            return _boxes.rasterise(self.boxes(index), height, width)
+        x0, y0, x1, y1 = _window(entry)
+        return resize_mask(_whole_mask(entry.record.mask)[y0:y1, x0:x1], (height, width))
 
     def boxes(self, index: int) -> tuple[Box, ...]:
         """Return the boxes of a sample in pixels of the size that the network sees; nothing is decoded."""
@@ -172,10 +178,15 @@ class Split(Sequence[Sample]):
             _boxes.scale(_boxes.move(box, -x0, -y0), fx, fy) for box in seen(entry.record.boxes, window)
         )
 
-    def _pixels(self, source: Path | Drawn) -> FloatArray:
-        """Return the whole image; the last few files stay in memory."""
-        if isinstance(source, Drawn):
-            return from_bytes(source.draw())
+    def _reduction(self, entry: Entry) -> int:
+        """What the sides of an image are divided by while decoded; windows are cut from whole images."""
+        source = entry.record.source
+        if isinstance(source, Drawn) or entry.record.window is not None:
+            return 1
+        return reduction(source, entry.size, self.view.image_size)
+
+    def _whole(self, source: Path) -> FloatArray:
+        """Return the whole image that windows are cut from; the last few files stay in memory."""
         if source not in self._images:
             self._images[source] = read_image(source)
             if len(self._images) > _KEPT_IMAGES:

@@ -7,14 +7,16 @@ bits can hold, and turned round where MONOCHROME1 says that small values are bri
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from lapbench.errors import DataError, MissingLibraryError
-from lapbench.types import FloatArray
+from lapbench.types import Array, FloatArray
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -32,10 +34,12 @@ def is_dicom(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def read_dicom(path: Path, *, max_pixels: int) -> FloatArray:
+def read_dicom(path: Path, *, max_pixels: int, reduce: int = 1) -> FloatArray:
     """Decode a DICOM file: (1, H, W) float32 in [0, 1], as it is meant to be displayed.
 
-    max_pixels: a larger image is refused before it is decoded. Errors: DataError naming the file that is
+    max_pixels: a larger image is refused before it is decoded. reduce: what both sides are divided by (1, 2,
+    4 or 8) where the pixels are a baseline JPEG, and where no window comes between decoding and averaging;
+    elsewhere the image is returned whole. Errors: DataError naming the file that is
     missing, empty, truncated, too large, in colour, of several frames or without pixels;
     MissingLibraryError without pydicom.
     """
@@ -43,7 +47,8 @@ def read_dicom(path: Path, *, max_pixels: int) -> FloatArray:
         _check_size(_size(header, path), path, max_pixels)
         _check_kind(header, path)
         least, brightness = _brightness(header, path)
-        stored = header.pixel_array
+        is_reduced = reduce > 1 and _is_reducible(header)
+        stored = _reduced(header, reduce) if is_reduced else header.pixel_array
     # bits above the stored ones may hold anything: some writers leave an overlay there
     image: FloatArray = np.take(brightness, stored - np.int32(least) if least else stored, mode="clip")[None]
     return image
@@ -145,6 +150,30 @@ def _brightness(header: "Dataset", path: Path) -> tuple[int, FloatArray]:
     if header.PhotometricInterpretation == "MONOCHROME1":
         shown = 1 - shown
     return least, shown.astype(np.float32)
+
+
+def _is_reducible(header: "Dataset") -> bool:
+    """Whether pixels are a JPEG of 8 bits, shown as bright as they are large: averages may come first."""
+    from pydicom.uid import JPEGBaseline8Bit
+
+    return (
+        header.file_meta.TransferSyntaxUID == JPEGBaseline8Bit
+        and header.BitsStored == 8
+        and not header.PixelRepresentation
+        and (_first(header.get("WindowCenter")) is None or _first(header.get("WindowWidth")) is None)
+    )
+
+
+def _reduced(header: "Dataset", reduce: int) -> Array:
+    """Decode a grey JPEG, both sides divided by 2, 4 or 8; ValueError where it contradicts the header."""
+    from pydicom.encaps import get_frame
+
+    with Image.open(BytesIO(get_frame(header.PixelData, 0, number_of_frames=1)), formats=("JPEG",)) as image:
+        found, wanted = (image.mode, image.height, image.width), ("L", header.Rows, header.Columns)
+        if found != wanted:
+            raise ValueError(f"the JPEG in it has mode and size {found}, the header says {wanted}")
+        image.draft(None, (image.width // reduce, image.height // reduce))
+        return np.asarray(image)
 
 
 def _slope(header: "Dataset", path: Path) -> float:

@@ -3,6 +3,9 @@
 Whatever the file's form, an image is (C, H, W) in [0, 1] with C = 1 for grey and 3 for colour, as it is meant
 to be displayed: rotated as its EXIF tag says, transparent parts composed over white, 16-bit grey divided by
 65535, DICOM rescaled and windowed as its header says.
+
+A large JPEG is decoded at a half, a quarter or an eighth of its size, which its format allows; `reduction`
+says when.
 """
 
 from collections.abc import Iterator
@@ -24,6 +27,9 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 """What is decoded; PostScript and its kin are programs and stay out."""
 MAX_PIXELS = 100_000_000
 """A larger image is refused before it is decoded."""
+REDUCTIONS = (8, 4, 2)
+"""What a JPEG decoder can divide both sides of an image by, the largest first."""
+_JPEG_SUFFIXES = frozenset((".jpg", ".jpeg"))
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -39,6 +45,53 @@ def read_image(path: Path) -> FloatArray:
         return read_dicom(path, max_pixels=MAX_PIXELS)
     with _opened(path) as image:
         return _to_float(ImageOps.exif_transpose(image), image.format, path)
+
+
+def read_resized(path: Path, size: tuple[int, int], channels: int, *, reduce: int = 1) -> FloatArray:
+    """Decode an image file as a network sees it: (channels, *size) float32 in [0, 1].
+
+    The same pixels as `fit` makes of `read_image`, but for reduce: what the sides of a JPEG are divided by
+    while it is decoded; see `reduction`. Errors: as `read_image`.
+    """
+    if is_dicom(path):
+        return fit(read_dicom(path, max_pixels=MAX_PIXELS, reduce=reduce), size, channels)
+    with _opened(path) as image:
+        if reduce > 1:
+            image.draft(None, (image.width // reduce, image.height // reduce))
+        ImageOps.exif_transpose(image, in_place=True)
+        bands = image.getbands()
+        if image.mode in ("L", "RGB") and len(bands) in (1, channels) and not image.has_transparency_data:
+            resized = np.empty((len(bands), *size), np.float32)
+            for plane, band in zip(resized, image.split(), strict=True):
+                plane[:] = _resized_band(band, size)
+            return to_channels(resized, channels)
+        pixels = _to_float(image, image.format, path)
+    return fit(pixels, size, channels)
+
+
+def reduction(path: Path, size: tuple[int, int], wanted: tuple[int, int]) -> int:
+    """Return what both sides of an image are divided by while it is decoded: 8, 4, 2, or 1.
+
+    That is the largest number that leaves at least twice the wanted height and width, so that resizing still
+    averages over several pixels, and that divides both sides, so that all pixels show equal parts of the
+    image. Files that do not call themselves JPEG or DICOM are decoded whole.
+    """
+    if not (is_dicom(path) or path.suffix.lower() in _JPEG_SUFFIXES):
+        return 1
+    for divisor in REDUCTIONS:
+        if all(
+            side % divisor == 0 and side // divisor >= 2 * least
+            for side, least in zip(size, wanted, strict=True)
+        ):
+            return divisor
+    return 1
+
+
+def fit(image: FloatArray, size: tuple[int, int], channels: int) -> FloatArray:
+    """Return (C, H, W) at another size and with 1 or 3 channels."""
+    if len(image) == 1:  # grey is resized once, not in every channel that it is repeated in
+        return to_channels(resize_image(image, size), channels)
+    return resize_image(to_channels(image, channels), size)
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -171,6 +224,13 @@ def from_bytes(pixels: Array) -> FloatArray:
     """Turn (H, W) or (H, W, 3) uint8 into (C, H, W) float32 in [0, 1]."""
     planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
     return np.ascontiguousarray(planes).astype(np.float32) / np.float32(255)
+
+
+def _resized_band(band: Image.Image, size: tuple[int, int]) -> Array:
+    """Do as `from_bytes` and `resize_image` do, bit for bit, without leaving Pillow, which is faster."""
+    height, width = size
+    unit = band.convert("F").point(lambda level: level * (1 / 255) + 0)
+    return np.asarray(unit.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def _over_white(rgba: Array, is_grey: bool) -> FloatArray:

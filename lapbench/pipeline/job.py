@@ -181,13 +181,15 @@ class Job:
         """The split that trains, fits thresholds or is scored, as far as the definition goes into it."""
         if purpose not in self._considered:
             data = self.benchmark.data
-            name, limit = {
-                "train": (data.train, None),
-                "fit": (data.fit, data.fit_limit),
-                "score": (data.score, data.score_limit),
-            }[purpose]
-            self._considered[purpose] = self.dataset[name][:limit]
+            limits = {"train": None, "fit": data.fit_limit, "score": data.score_limit}
+            self._considered[purpose] = self.dataset[self.split_names[purpose]][: limits[purpose]]
         return self._considered[purpose]
+
+    @property
+    def split_names(self) -> dict[Purpose, str]:
+        """Which split serves which purpose."""
+        data = self.benchmark.data
+        return {"train": data.train, "fit": data.fit, "score": data.score}
 
     def weights(self, model: definition.Model, seed: int) -> Path:
         """The file that holds a model's weights, given or to be trained.

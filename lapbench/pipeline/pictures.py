@@ -6,22 +6,33 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from scipy.special import softmax
+from torch import Tensor, nn
 
 from lapbench import benchmark as definition
 from lapbench.digest import digest_of
 from lapbench.errors import StoreError
+from lapbench.executor import MOST, in_batches
+from lapbench.explain import explain
+from lapbench.models.predict import predict
 from lapbench.pipeline.answering import read_logits
 from lapbench.pipeline.job import Block, Job, RowSource, Subject, slug
-from lapbench.report.figures import MapColumn, draw_maps, draw_ranking
+from lapbench.pipeline.networks import load_network
+from lapbench.registry import explainers
+from lapbench.report.figures import TRUE, MapColumn, draw_maps, draw_ranking
 from lapbench.report.results import Leaderboard, Row, Selection, write_file
 from lapbench.score import normalise, predict_mask, upsample
-from lapbench.types import MaskArray, Sample
+from lapbench.train.hardware import resolve_device
+from lapbench.train.images import normalise as normalise_images
+from lapbench.types import FloatArray, MaskArray, Sample
 
 PICTURES_VERSION = 2
 """Raised when a change of the code may change a picture."""
 IMAGES = 6
 """The first images with truth of the scored split are shown, whatever their scores."""
+LIKELIEST = 3
+"""Classes of which the heads' maps are drawn."""
 
 
 def draw_pictures(job: Job, leaderboard: Leaderboard) -> list[Path]:
@@ -49,7 +60,8 @@ def draw_figures(
 ) -> list[Path]:
     """Draw the grid of images and maps of every model anew, with as many images as wanted; return the files.
 
-    The first images with truth are shown, up to a shard of them.
+    The first images with truth are shown, up to a shard of them. A model with a concept head for every class
+    gets a second file, ``<model>-classes``: the heads' maps of the classes that it holds most probable.
     """
     drawn = []
     for model in job.benchmark.models:
@@ -59,6 +71,10 @@ def draw_figures(
             path.parent.mkdir(parents=True, exist_ok=True)
             _draw_maps(job, model, rows, leaderboard, path, images=images)
             drawn.append(path)
+            if _has_head_of_each_class(model, job.dataset.classes):
+                beside = path.with_name(f"{slug(model.name)}-classes.{form}")
+                _draw_classes(job, model, beside, title=f"{leaderboard.title}: {model.name}", images=images)
+                drawn.append(beside)
     return drawn
 
 
@@ -124,6 +140,50 @@ def _predictions(job: Job, model: definition.Model, indices: Sequence[int]) -> l
         return []
     probabilities = softmax(logits[list(indices)].astype(np.float64), axis=1)
     return [f"{job.dataset.classes[line.argmax()]} {line.max():.2f}" for line in probabilities]
+
+
+def _has_head_of_each_class(model: definition.Model, classes: Sequence[str]) -> bool:
+    """Whether every class, of three or more, has a concept head of its own, which explainers take for it."""
+    if model.plug is None or len(classes) < LIKELIEST:
+        return False
+    heads = [concept.classes for concept in model.plug.of(classes).concepts]
+    return all(next((head for head in heads if name in head), ()) == (name,) for name in classes)
+
+
+def _draw_classes(job: Job, model: definition.Model, path: Path, *, title: str, images: int) -> None:
+    """Draw, for the first seed, the heads' maps of the classes that the network holds most probable.
+
+    Maps are those of `lap_all`; no threshold is applied, and all are drawn from 0 to 1.
+    """
+    seed, block, names = model.seeds[0], job.blocks("score")[0], job.dataset.classes
+    samples = [job.dataset[block.split][i] for i in block.indices[:images]]
+    device = resolve_device(job.workspace.device)
+    pixels = torch.from_numpy(np.stack([sample.image for sample in samples])).to(device)
+    inputs = normalise_images(pixels, job.benchmark.data)
+    network = load_network(job, Subject(model, seed, job.weights(model, seed)))
+    probabilities = predict(network, inputs, batch_size=MOST["cpu"]).double().softmax(dim=1).cpu()
+    likeliest = probabilities.argsort(dim=1, descending=True, stable=True)[:, :LIKELIEST]
+    columns = []
+    for place, classes in zip(("most probable class", "second", "third"), likeliest.T, strict=True):
+        captions = [
+            f"{TRUE} " * (int(c) == sample.label) + f"{names[c]} {line[c]:.2f}"
+            for c, line, sample in zip(classes, probabilities, samples, strict=True)
+        ]
+        maps = _head_maps(network, inputs, classes.to(device))
+        columns.append(MapColumn(title=place, maps=maps, captions=captions, absolute=True))
+    truth = [f"{TRUE} {names[sample.label]}" for sample in samples]
+    draw_maps(path, samples, columns, title=title, predictions=truth)
+
+
+def _head_maps(network: nn.Module, images: Tensor, classes: Tensor) -> FloatArray:
+    """The maps of `lap_all` of one class an image, at the images' size, (n, H, W)."""
+    spec = explainers.get("lap_all")
+    parts = in_batches(
+        lambda start, stop: explain(spec, network, images[start:stop], classes[start:stop]).values.cpu(),
+        len(images),
+        most=MOST[images.device.type],
+    )
+    return upsample(torch.cat(parts).numpy(), (images.shape[2], images.shape[3]), spec.upsample)
 
 
 def _column(job: Job, row: RowSource, block: Block, samples: list[Sample], scored: Row | None) -> MapColumn:

@@ -1,15 +1,19 @@
-"""The samples of a job, decoded once and kept between explainers as long as memory is cheap."""
+"""The samples of a job: each image is decoded once, whatever asks for it, and none where masks suffice."""
+
+import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lapbench.data import Split
+from lapbench.data.decoded import decode, keep_decoded, shape_of_images
 from lapbench.pipeline.job import Block, Job
 from lapbench.score import boxes_of
 from lapbench.types import Box, FloatArray, IntArray, MaskArray
 
 BUDGET = 2**30
-"""Bytes of decoded images and masks that are kept."""
+"""Bytes of decoded images and masks kept in memory; images beyond are decoded into a file."""
 
 
 class Samples:
@@ -17,7 +21,9 @@ class Samples:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._kept: dict[Block, tuple[FloatArray, MaskArray]] = {}
+        self._opened: dict[Split, Split] = {}
+        self._images: dict[Split, tuple[FloatArray, MaskArray]] = {}  # and which of them are decoded
+        self._masks: dict[Block, MaskArray] = {}
         self._bytes = 0
 
     def images(self, block: Block) -> Tensor:
@@ -28,11 +34,25 @@ class Samples:
 
     def pixels(self, block: Block) -> FloatArray:
         """The images as they are, (n, C, H, W) float32 in [0, 1]."""
-        return self._decoded(block)[0]
+        split, indices = self._open(block), np.asarray(block.indices)
+        if split not in self._images:
+            return decode(split, indices)
+        images, is_there = self._images[split]
+        missing = indices[~is_there[indices]]
+        images[missing] = decode(split, missing)
+        is_there[missing] = True
+        found: FloatArray = images[indices]
+        return found
 
     def masks(self, block: Block) -> MaskArray:
         """The truth, (n, H, W)."""
-        return self._decoded(block)[1]
+        if block in self._masks:
+            return self._masks[block]
+        split = self.job.dataset[block.split]
+        masks = np.stack([split.mask(index) for index in block.indices])
+        if self._takes(masks.nbytes):
+            self._masks[block] = masks
+        return masks
 
     def boxes(self, block: Block) -> list[tuple[Box, ...]]:
         """The annotated boxes; where an image has none, those of the parts of its mask."""
@@ -49,14 +69,26 @@ class Samples:
         """The labels (n,)."""
         return self.job.dataset[block.split].labels[list(block.indices)]
 
-    def _decoded(self, block: Block) -> tuple[FloatArray, MaskArray]:
-        if block in self._kept:
-            return self._kept[block]
-        split = self.job.dataset[block.split]
-        samples = [split[i] for i in block.indices]
-        decoded = np.stack([s.image for s in samples]), np.stack([s.mask for s in samples])
-        size = sum(array.nbytes for array in decoded)
-        if self._bytes + size <= BUDGET:
-            self._kept[block] = decoded
-            self._bytes += size
-        return decoded
+    def _open(self, block: Block) -> Split:
+        """Return the split of a block, no longer than the job goes into it, with room for its images.
+
+        Where memory has no room, they are in a file.
+        """
+        purposes = [purpose for purpose, name in self.job.split_names.items() if name == block.split]
+        known = sorted((self.job.considered(purpose) for purpose in purposes), key=len)
+        split = next(part for part in known if len(part) > max(block.indices))
+        if split not in self._opened:
+            shape = (len(split), *shape_of_images(split))
+            if self._takes(4 * math.prod(shape)):
+                self._images[split] = np.empty(shape, np.float32), np.zeros(len(split), bool)
+                self._opened[split] = split
+            else:
+                self._opened[split] = keep_decoded(split)
+        return self._opened[split]
+
+    def _takes(self, size: int) -> bool:
+        """Whether so many more bytes may be kept; they count from now on."""
+        if self._bytes + size > BUDGET:
+            return False
+        self._bytes += size
+        return True

@@ -36,6 +36,7 @@ UNDATED: dict[str, dict[str, Any]] = {
 }
 """The formats, and what keeps dates and versions out of the files."""
 LARGEST = 1_000_000  # bytes; beyond, a picture makes do with 256 colours
+TRUE = "✓"  # stands before what is the truth
 TRUTH_COLOUR = "#2ee6ff"
 PREDICTION_COLOUR = "#ffffff"
 MODEL_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
@@ -55,7 +56,8 @@ class MapColumn:
     """One column of the picture grid: the maps of one explainer for all images.
 
     maps: (n, h, w), of any resolution up to the image's; NaN where there is none. masks: the predicted ones,
-    (n, H, W), at the size of the image. iou: (n,), NaN where there is none. absolute: the maps are
+    (n, H, W), at the size of the image. iou: (n,), NaN where there is none. captions: what stands below each
+    map in the place of the IoU; one that starts with TRUE is bold. absolute: the maps are
     probabilities, drawn from 0 to 1; otherwise each is divided by its maximum. signed: negative values mean
     something.
     """
@@ -64,6 +66,7 @@ class MapColumn:
     maps: FloatArray
     masks: MaskArray | None = None
     iou: Sequence[float] | None = None
+    captions: Sequence[str] | None = None
     absolute: bool = False
     signed: bool = False
 
@@ -188,7 +191,7 @@ def _draw_image(axis: Axes, sample: Sample, said: str) -> None:
     _outline(axis, sample.mask, TRUTH_COLOUR, 0.9)
     name = "".join(letter if letter.isprintable() else " " for letter in sample.id)
     axis.set_ylabel(name if len(name) <= 22 else f"…{name[-21:]}", fontsize=5.5, labelpad=2)
-    axis.set_xlabel(said if len(said) <= 24 else f"{said[:23]}…", fontsize=6, labelpad=1.5)
+    axis.set_xlabel(_shortened(said), fontsize=6, labelpad=1.5)
 
 
 def _draw_map(axis: Axes, sample: Sample, column: MapColumn, index: int) -> None:
@@ -208,9 +211,18 @@ def _draw_map(axis: Axes, sample: Sample, column: MapColumn, index: int) -> None
     else:
         axis.imshow(np.full((height, width, 3), 0.93))
         axis.text(0.5, 0.5, "no map", ha="center", va="center", color="#777777", transform=axis.transAxes)
-    if column.iou is not None:
+    if column.captions is not None:
+        caption = column.captions[index]
+        weight = "bold" if caption.startswith(TRUE) else "normal"
+        axis.set_xlabel(_shortened(caption), fontsize=6, fontweight=weight, labelpad=1.5)
+    elif column.iou is not None:
         iou = column.iou[index]
         axis.set_xlabel("–" if np.isnan(iou) else f"{iou:.2f}", fontsize=6, labelpad=1.5)
+
+
+def _shortened(text: str) -> str:
+    """Cut the middle out of a text that is wider than a cell; a number at its end stays."""
+    return text if len(text) <= 24 else f"{text[:17].rstrip()}… {text.split()[-1][-5:]}"
 
 
 def _scale_by_max(values: Numbers) -> Numbers:
@@ -266,7 +278,9 @@ def _draw_key(figure: Figure, columns: Sequence[MapColumn]) -> None:
         rim = withStroke(linewidth=2.4, foreground="black")
         label = "predicted mask (in colour)"
         lines.append(Line2D([], [], color=PREDICTION_COLOUR, label=label, lw=1.3, path_effects=[rim]))
-    if any(column.iou is not None for column in columns):
+    if any(column.captions is not None for column in columns):
+        lines.append(Line2D([], [], lw=0, label=f"below: class, probability; {TRUE} true"))
+    elif any(column.iou is not None for column in columns):
         lines.append(Line2D([], [], lw=0, label="below: what the network says; IoU of the two"))
     figure.legend(
         handles=lines,

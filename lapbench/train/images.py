@@ -1,6 +1,5 @@
 """Samples as tensors: a split decoded once where it fits into memory, image by image where it does not."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from lapbench.benchmark import Data
 from lapbench.data import Split
-from lapbench.data.decoded import keep_decoded
+from lapbench.data.decoded import decode, in_threads, keep_decoded, shape_of_images
 from lapbench.types import Box, IntArray
 
 MEMORY_BUDGET = 2 * 2**30
@@ -57,12 +56,12 @@ class InMemory:
 class OnDemand:
     """A split that is too large for memory; truth: whether masks and boxes are wanted."""
 
-    readers: tuple[Split, ...]
+    split: Split
     truth: bool
 
     def take(self, indices: IntArray) -> Batch:
-        """Return the samples at these indices, images in [0, 1]; readers share the decoding in threads."""
-        return _decode(self.readers, indices, truth=self.truth)
+        """Return the samples at these indices, images in [0, 1]."""
+        return _decode(self.split, indices, truth=self.truth)
 
 
 def tabulate(split: Split, *, truth: bool, budget: int = MEMORY_BUDGET) -> Table:
@@ -70,15 +69,11 @@ def tabulate(split: Split, *, truth: bool, budget: int = MEMORY_BUDGET) -> Table
 
     A larger one is decoded once into a file, where the split has a folder for it and the disk has the room.
     """
-    first = split[0]
-    bytes_each = first.image.nbytes + (first.mask.nbytes if truth else 0)
-    fits = bytes_each * len(split) <= budget
-    source = split if fits else keep_decoded(split)
-    # a split keeps its last files open for the next sample, so threads must not share one
-    readers = tuple(source[:] for _ in range(min(8, os.cpu_count() or 1)))
-    if not fits:
-        return OnDemand(readers, truth)
-    return InMemory(_decode(readers, np.arange(len(split)), truth=truth))
+    channels, height, width = shape_of_images(split)
+    bytes_each = (4 * channels + truth) * height * width
+    if bytes_each * len(split) > budget:
+        return OnDemand(keep_decoded(split), truth)
+    return InMemory(_decode(split, np.arange(len(split)), truth=truth))
 
 
 def normalise(images: Tensor, data: Data) -> Tensor:
@@ -103,27 +98,18 @@ def ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
             yield previous.result()
 
 
-def _decode(readers: tuple[Split, ...], indices: IntArray, *, truth: bool) -> Batch:
-    first = readers[0][int(indices[0])]
-    images = np.empty((len(indices), *first.image.shape), np.float32)
-    masks = np.empty((len(indices) if truth else 0, *first.mask.shape), np.bool_)
-    boxes: list[tuple[Box, ...]] = [()] * len(indices)
-
-    def fill(reader: Split, rows: IntArray) -> None:
-        for row in rows.tolist():
-            sample = reader[int(indices[row])]
-            images[row], boxes[row] = sample.image, sample.boxes
-            if truth:
-                masks[row] = sample.mask
-
-    with ThreadPoolExecutor(max_workers=len(readers)) as pool:
-        shares = np.array_split(np.arange(len(indices)), len(readers))
-        for _ in pool.map(fill, readers, shares):
-            pass  # asked for one by one, so that the first error surfaces
-    labels = torch.from_numpy(readers[0].labels[indices])
+def _decode(split: Split, indices: IntArray, *, truth: bool) -> Batch:
+    images = torch.from_numpy(decode(split, indices))
+    labels = torch.from_numpy(split.labels[indices])
     if not truth:
-        return Batch(torch.from_numpy(images), labels, None, None)
-    return Batch(torch.from_numpy(images), labels, torch.from_numpy(masks), _pad(boxes))
+        return Batch(images, labels, None, None)
+    masks = np.empty((len(indices), *split.view.image_size), np.bool_)
+
+    def read(own: Split, row: int) -> None:
+        masks[row] = own.mask(int(indices[row]))
+
+    in_threads(split, len(indices), read)
+    return Batch(images, labels, torch.from_numpy(masks), _pad([split.boxes(i) for i in indices.tolist()]))
 
 
 def _pad(boxes: list[tuple[Box, ...]]) -> Tensor:

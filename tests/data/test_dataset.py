@@ -8,6 +8,7 @@ from PIL import Image
 from lapbench.data import describe, load_manifest, open_dataset
 from lapbench.data.boxes import rasterise
 from lapbench.data.dataset import Entry, Split, View
+from lapbench.data.images import fit, read_image
 from lapbench.data.record import Drawn, Record
 from lapbench.errors import DataError, UnknownNameError
 from lapbench.types import Box
@@ -224,6 +225,47 @@ def test_a_box_outside_the_window_is_no_truth():
     record = Record("x", "s", "b", drawn(10, 20), (Box(0, 0, 2, 2),), window=(4, 1, 8, 7))
     split = Split("s", [Entry(record, (10, 20), "")], view(6, 4))
     assert split.has_truth.tolist() == [False] == [split[0].mask.any()]
+
+
+def bright_square(path, side):
+    """Write an image of 128 by 256 pixels, black but for a square whose corner is in row 40, column 100."""
+    pixels = np.zeros((128, 256), np.uint8)
+    pixels[40 : 40 + side, 100 : 100 + side] = 255
+    Image.fromarray(pixels).save(path, quality=95)
+    return path
+
+
+def test_truth_fits_an_image_decoded_at_a_reduced_size(tmp_path):
+    path = bright_square(tmp_path / "a.jpg", 48)
+    record = Record("x", "s", "b", path, (Box(100, 40, 148, 88),))
+    [sample] = Split("s", [Entry(record, (128, 256), "")], view(32, 64))
+    assert sample.boxes == (Box(25, 10, 37, 22),)
+    np.testing.assert_array_equal(sample.mask, sample.image[0] > 0.5)
+
+
+def test_a_window_is_cut_from_the_whole_image(tmp_path):
+    path = bright_square(tmp_path / "a.jpg", 48)
+    record = Record("x", "s", "b", path, (Box(100, 40, 148, 88),), window=(64, 0, 192, 128))
+    [sample] = Split("s", [Entry(record, (128, 256), "")], view(16, 16))
+    np.testing.assert_array_equal(sample.image, fit(read_image(path)[:, :, 64:192], (16, 16), 1))
+    assert sample.boxes == (Box(4.5, 5, 10.5, 11),)
+    assert sample.mask[5:11, 5:10].all()
+
+
+def test_the_digest_tells_how_an_image_is_decoded(tmp_path):
+    def digest(name, size):
+        record = Record("x", "s", "a", tmp_path / name)
+        return Split("s", [Entry(record, size, "")], view(64, 64)).digest
+
+    assert digest("a.jpg", (256, 256)) != digest("a.png", (256, 256)) == digest("a.png", (109, 89))
+    assert digest("a.jpg", (109, 89)) == digest("a.png", (109, 89))
+
+
+def test_the_truth_is_had_without_decoding(folder):
+    test = opened(folder)["test"]
+    wanted = test[0].mask
+    test.entries[0].record.source.unlink()
+    np.testing.assert_array_equal(test.mask(0), wanted)
 
 
 def test_describe(folder):

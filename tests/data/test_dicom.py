@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from lapbench.data import images
-from lapbench.data.images import read_image, read_size
+from lapbench.data.images import read_image, read_resized, read_size
 from lapbench.errors import DataError, MissingLibraryError
 
 RNG = np.random.default_rng(0)
@@ -192,3 +192,40 @@ def test_a_genuine_radiograph(real):
     assert read_size(path) == (1024, 1024)
     np.testing.assert_allclose(image[0], pydicom.dcmread(path).pixel_array / 255, atol=1e-6)
     assert 0.2 < image.mean() < 0.8
+
+
+LARGE = np.add.outer(np.arange(96), np.arange(128)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("monochrome", [1, 2])
+def test_a_jpeg_inside_is_decoded_at_a_reduced_size(tmp_path, write_dicom, monochrome, monkeypatch):
+    """The pixels are those that Pillow finds in the same JPEG stream outside DICOM, reduced alike."""
+    path = write_dicom(
+        tmp_path / "a.dcm", LARGE, jpeg=True, PhotometricInterpretation=f"MONOCHROME{monochrome}"
+    )
+    whole, reduced = (read_resized(path, (10, 12), 1, reduce=divisor) for divisor in (1, 4))
+    Image.fromarray(LARGE).save(tmp_path / "a.jpg", quality=95)
+    bright = read_resized(tmp_path / "a.jpg", (10, 12), 1, reduce=4)
+    np.testing.assert_allclose(reduced, bright if monochrome == 2 else 1 - bright, atol=1e-6)
+    assert 0 < np.abs(reduced - whole).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [{"WindowCenter": 90, "WindowWidth": 40}, {"PixelRepresentation": 1}],
+    ids=["window", "signed"],
+)
+def test_what_averaging_would_change_is_decoded_whole(tmp_path, write_dicom, elements):
+    path = write_dicom(tmp_path / "a.dcm", LARGE, jpeg=True, **elements)
+    np.testing.assert_array_equal(read_resized(path, (10, 12), 1, reduce=4), read_resized(path, (10, 12), 1))
+
+
+def test_uncompressed_pixels_are_decoded_whole(tmp_path, write_dicom):
+    path = write_dicom(tmp_path / "a.dcm", LARGE)
+    np.testing.assert_array_equal(read_resized(path, (10, 12), 1, reduce=4), read_resized(path, (10, 12), 1))
+
+
+def test_a_jpeg_of_another_size_than_the_header_says(tmp_path, write_dicom):
+    path = write_dicom(tmp_path / "a.dcm", LARGE, jpeg=True, Rows=192)
+    with pytest.raises(DataError, match=r"a\.dcm: broken or truncated \(the JPEG in it has mode and size"):
+        read_resized(path, (10, 12), 1, reduce=4)

@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lapbench.data import images
-from lapbench.data.images import read_image, read_mask, read_size, resize_image, resize_mask, to_channels
+from lapbench.data.images import (
+    fit,
+    from_bytes,
+    read_image,
+    read_mask,
+    read_resized,
+    read_size,
+    reduction,
+    resize_image,
+    resize_mask,
+    to_channels,
+)
 from lapbench.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -203,6 +214,83 @@ def test_shrinking_averages_over_the_footprint():
     for j in range(4):
         weights = np.maximum(0, 1 - np.abs(np.arange(12) + 0.5 - (j + 0.5) * 3) / 3)
         assert small[j] == pytest.approx((weights * row).sum() / weights.sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("size", [(3, 4), (5, 9), (11, 7)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_decoding_to_a_size_gives_the_very_pixels_of_decoding_and_resizing(tmp_path, mode, size, channels):
+    image = Image.fromarray(np.dstack([COLOUR, ALPHA])).convert("L" if mode == "I;16" else mode)
+    path = save(tmp_path, image.convert(mode))
+    found = read_resized(path, size, channels)
+    assert found.dtype == np.float32
+    assert found.shape == (channels, *size)
+    np.testing.assert_array_equal(found, fit(read_image(path), size, channels))
+
+
+def test_every_level_of_eight_bits_is_the_same_number_both_ways(tmp_path):
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    path = save(tmp_path, Image.fromarray(levels))
+    np.testing.assert_array_equal(read_resized(path, (16, 16), 1), from_bytes(levels))
+
+
+def photograph(height, width):
+    """A picture in colour without grain: what differs between two ways of averaging it is the ways."""
+    y, x = np.mgrid[:height, :width] / 40
+    planes = [0.5 + 0.5 * np.sin(x + c) * np.cos(y - c) for c in range(3)]
+    return Image.fromarray((255 * np.stack(planes, axis=2)).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted", "divisor"),
+    [
+        ((1024, 1024), (224, 224), 2),
+        ((1024, 1024), (256, 256), 2),  # just twice the wanted sides are left
+        ((1024, 1024), (257, 256), 1),
+        ((1024, 1024), (128, 128), 4),
+        ((1024, 1024), (64, 64), 8),
+        ((4096, 4096), (8, 8), 8),
+        ((1023, 1024), (64, 64), 1),  # the last row would show half of what the others do
+        ((1020, 1024), (64, 64), 4),
+        ((375, 500), (224, 224), 1),
+        ((109, 89), (64, 64), 1),
+        ((64, 64), (64, 64), 1),
+    ],
+)
+def test_when_a_jpeg_is_decoded_at_a_reduced_size(size, wanted, divisor, tmp_path):
+    for name in ("a.jpg", "a.JPEG", "a.dcm"):
+        assert reduction(tmp_path / name, size, wanted) == divisor
+    assert reduction(tmp_path / "a.png", size, wanted) == 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_jpeg_shows_the_same_image(tmp_path, orientation, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path, photograph(256, 320), "a.jpg", quality=95, exif=exif)
+    size = (30, 22)
+    whole = read_resized(path, size, 3)
+    decoded = []
+    transpose = images.ImageOps.exif_transpose
+
+    def noted(image, **options):
+        decoded.append(image.size)
+        transpose(image, **options)
+
+    monkeypatch.setattr(images.ImageOps, "exif_transpose", noted)
+    for divisor in (2, 4):
+        reduced = read_resized(path, size, 3, reduce=divisor)
+        assert decoded.pop() == (320 // divisor, 256 // divisor)
+        assert np.abs(reduced - whole).mean() < 0.005
+        assert np.abs(reduced - whole).max() < 0.05
+        np.testing.assert_array_equal(reduced, read_resized(path, size, 3, reduce=divisor))
+    assert np.abs(whole - whole[:, ::-1, ::-1]).mean() > 0.05
+
+
+def test_a_jpeg_that_is_named_so_only_is_decoded_whole(tmp_path):
+    path = tmp_path / "a.jpg"
+    photograph(256, 320).save(path, "PNG")
+    np.testing.assert_array_equal(read_resized(path, (30, 22), 3, reduce=4), read_resized(path, (30, 22), 3))
 
 
 def test_mask_values(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from lapbench.report import Leaderboard, MapColumn, draw_maps, draw_ranking
-from lapbench.report.figures import TRUTH_COLOUR, _grey, _is_coherent, _scale_by_max
+from lapbench.report.figures import TRUTH_COLOUR, _grey, _is_coherent, _scale_by_max, _shortened
 from lapbench.types import Box, Sample
 from tests.report.examples import make_leaderboard, make_row
 
@@ -64,6 +64,36 @@ def test_what_the_network_says_stands_below_its_image(tmp_path: Path) -> None:
     assert (short != long).any()
     with pytest.raises(ValueError, match="2 predictions for 1 images"):
         draw_maps(tmp_path / "a.png", [make_sample(0)], [column], predictions=["a", "b"])
+
+
+def test_captions_stand_below_their_maps_and_a_true_one_is_bold(tmp_path: Path) -> None:
+    def drawn(caption: str) -> np.ndarray:
+        maps = np.stack([blob(8, 8)])
+        column = MapColumn("first", maps, captions=[caption], absolute=True)
+        draw_maps(tmp_path / "a.png", [make_sample(0)], [column])
+        return pixels(tmp_path / "a.png")
+
+    false, true, other = drawn("three 0.85"), drawn("✓ three 0.85"), drawn("three 0.12")
+    assert false.shape == true.shape
+    top, left = int(0.2 * 120) + 120, round((0.2 + 1.05) * 120)  # below the map, beside the image
+    line = (slice(top, top + 21), slice(left, None))
+    assert (true[line] < 128).sum() > 1.3 * (false[line] < 128).sum(), "more ink"
+    differing = np.nonzero((false != other).any(axis=2))
+    assert differing[0].min() >= top and differing[1].min() >= left
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("present 0.98", "present 0.98"),
+        ("black-and-tan coonhound 0.87", "black-and-tan coo… 0.87"),
+        ("a class " * 9 + "0.10", "a class a class a… 0.10"),
+        ("x" * 30, "x" * 17 + "… " + "x" * 5),
+    ],
+)
+def test_a_long_class_name_leaves_room_for_its_probability(text: str, shown: str) -> None:
+    assert _shortened(text) == shown
+    assert len(shown) <= 24
 
 
 def test_the_predicted_mask_is_in_colour_and_all_else_grey(tmp_path: Path) -> None:
