@@ -234,14 +234,24 @@ class ConceptMLP(Table):
     target: Literal["truth", "each"] = "truth"  # open
 
 
+class Decoder(Table):
+    """What writes captions: a recurrent network (GRU), to which the architecture gives features."""
+
+    hidden: PositiveInt = 128  # features, and numbers in the state
+
+
 class Model(Table):
-    """A network to be explained: an architecture with either a recipe or given weights."""
+    """A network to be explained: an architecture with either a recipe or given weights.
+
+    decoder: of networks that write captions.
+    """
 
     name: RowName
     architecture: str
     parameters: dict[str, Any] = Field(default_factory=dict)
     plug: Plug | None = None
     concept_mlp: ConceptMLP | None = None
+    decoder: Decoder | None = None
     recipe: Recipe | None = None
     weights: Path | None = None
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
@@ -331,7 +341,8 @@ class Term(Table):
     The model of a control is "no network".
 
     measure: iou, pointing_game, energy or any other score of a row; of a model accuracy, balanced_accuracy,
-    sensitivity, specificity, or of its LAP number l alone predictivity_l and faithfulness_l; as a concept_mlp
+    sensitivity, specificity (landmarks: landmark_accuracy, normalised_error; captions: word_accuracy,
+    caption_accuracy), or of its LAP number l alone predictivity_l and faithfulness_l; as a concept_mlp
     reads it, mlp_predictivity_l and mlp_faithfulness_l.
     """
 

@@ -1,5 +1,6 @@
 """LAP, the networks that carry it, and their weights."""
 
+from lapbench.models.captioner import Captioner
 from lapbench.models.lap import LAP, AdaptiveLAP2d, ConceptScoring, LAP2d, LapRecord, Window, record_laps
 from lapbench.models.plug import (
     Site,
@@ -26,6 +27,7 @@ from lapbench.models.zoo import build
 __all__ = [
     "LAP",
     "AdaptiveLAP2d",
+    "Captioner",
     "ConceptScoring",
     "LAP2d",
     "LapRecord",

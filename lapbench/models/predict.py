@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lapbench.models.captioner import Captioner
 from lapbench.models.lap import record_laps
 
 
@@ -15,12 +16,14 @@ class Answers:
     """What a network says about n images, on the CPU.
 
     logits: (n, classes). peaks, sums: the highest probability of every concept map, and the sum over its
-    pixels, (n, L, h) for L LAPs, shallow to deep, with h heads each; without LAP (n, 0, 0).
+    pixels, (n, L, h) for L LAPs, shallow to deep, with h heads each; without LAP (n, 0, 0). tokens: the
+    captions that a `Captioner` writes, (n, T).
     """
 
     logits: Tensor
     peaks: Tensor
     sums: Tensor
+    tokens: Tensor | None = None
 
 
 @contextmanager
@@ -67,11 +70,15 @@ def answer(model: nn.Module, images: Tensor) -> Answers:
     """
     weight = next(model.parameters())
     with evaluating(model), memory_errors(), record_laps(model) as records:
-        logits = model(images.to(weight.device))
+        tokens = None
+        if isinstance(model, Captioner):
+            logits, tokens = model.answer(images.to(weight.device))
+        else:
+            logits = model(images.to(weight.device))
         maps = [record.logits.float().sigmoid().flatten(2) for record in records]
     if not maps:
         none = torch.zeros(len(images), 0, 0)
-        return Answers(logits.cpu(), none, none)
+        return Answers(logits.cpu(), none, none, None if tokens is None else tokens.cpu())
     peaks = torch.stack([found.amax(dim=2) for found in maps], dim=1)
     sums = torch.stack([found.sum(dim=2) for found in maps], dim=1)
-    return Answers(logits.cpu(), peaks.cpu(), sums.cpu())
+    return Answers(logits.cpu(), peaks.cpu(), sums.cpu(), None if tokens is None else tokens.cpu())

@@ -44,7 +44,8 @@ def read_logits(job: Job, subject: Subject, purpose: Purpose) -> FloatArray | No
 def read_answers(job: Job, subject: Subject, purpose: Purpose) -> Answers | None:
     """What a network and, as "peaks" and "sums", its LAPs say of every image of a split.
 
-    They are those of `lapbench.models.predict.Answers`; without LAP there are only "logits". None where the
+    They are those of `lapbench.models.predict.Answers`; without LAP there are only "logits", and of
+    captions "tokens". None where the
     network was not asked yet.
     """
     shards = [job.store.read(*job.prediction_key(subject, block)) for block in job.prediction_blocks(purpose)]
@@ -77,6 +78,7 @@ def _answer(job: Job, subject: Subject, network: Lazy, samples: Samples, purpose
             most=MOST[device.type],
         )
         names = ("logits", "peaks", "sums") if parts[0].peaks.shape[1] else ("logits",)
+        names += () if parts[0].tokens is None else ("tokens",)
         shard = Shard(
             ids=samples.ids(block),
             targets=samples.labels(block),

@@ -9,8 +9,10 @@ import numpy.typing as npt
 
 from lapbench import benchmark as definition
 from lapbench.digest import plain
+from lapbench.pipeline import answers
 from lapbench.pipeline.answering import read_answers, read_mlps
 from lapbench.pipeline.job import Job, Subject
+from lapbench.pipeline.measures import RANGES
 from lapbench.report import Estimate, ModelSummary
 from lapbench.report.results import LapSummary
 from lapbench.report.statistics import bootstrap_means
@@ -25,14 +27,16 @@ def classification(job: Job, model: definition.Model) -> dict[str, Scores]:
     accuracy and its kin: see `lapbench.score.predictivity.correctness`. predictivity_1, faithfulness_1 and so
     on: whether the LAP of that number, standing alone, names the true class, and whether that of its network;
     mlp_predictivity_1 and so on: the same as a network reads it in the LAP's concept features.
-    Empty where a network was not asked yet.
+    Of other tasks those of `lapbench.pipeline.answers.correctness`. Empty where a network was not asked yet.
     """
     labels, n_classes = job.considered("score").labels, len(job.dataset.classes)
     subjects = [Subject(model, seed, job.weights(model, seed)) for seed in model.seeds]
     found = [read_answers(job, subject, "score") for subject in subjects]
-    known = [answers for answers in found if answers is not None]
+    known = [one for one in found if one is not None]
     if len(known) < len(found):
         return {}
+    if job.dataset.task != "classification":
+        return answers.correctness(job, known)
     said = np.stack([answers["logits"].argmax(axis=1) for answers in known])
     tables = correctness(said, labels, n_classes)
     for number, layer in enumerate(_stand_alone(job, model, known), start=1):
@@ -54,18 +58,22 @@ def summarise(job: Job, model: definition.Model) -> ModelSummary:
         list(tables.values()), confidence=protocol.confidence, resamples=protocol.resamples
     )
     # Student's t, of few trainings, may leave the range of the measures
-    within = [replace(one, low=max(one.low, 0.0), high=min(one.high, 1.0)) for one in intervals]
+    within = [
+        replace(one, low=max(one.low, 0.0), high=min(one.high, RANGES.get(name, (0.0, 1.0))[1]))
+        for name, one in zip(tables, intervals, strict=True)
+    ]
     found = {name: Estimate.of(one) for name, one in zip(tables, within, strict=True) if one.n}
     networks = [Subject(model, seed, job.weights(model, seed)).identity() for seed in model.seeds]
     return ModelSummary(
         name=model.name,
-        accuracy=found["accuracy"].mean if found else None,
-        balanced_accuracy=found["balanced_accuracy"].mean if found else None,
+        task=job.dataset.task,
+        accuracy=found["accuracy"].mean if "accuracy" in found else None,
+        balanced_accuracy=found["balanced_accuracy"].mean if "accuracy" in found else None,
         measures={name: one for name, one in found.items() if not name[-1].isdigit()},
         laps=_laps(found, ""),
         laps_read=_laps(found, "mlp_"),
         classes=len(job.dataset.classes),
-        n=len(job.considered("score")),
+        n=len(answers.measured(job)),
         seeds=model.seeds if model.recipe else (),
         provenance={"networks": plain(networks)},
     )
@@ -84,14 +92,14 @@ def _laps(found: Mapping[str, Estimate], kind: str) -> tuple[LapSummary, ...]:
 
 
 def _stand_alone(
-    job: Job, model: definition.Model, answers: list[dict[str, npt.NDArray[np.float32]]]
+    job: Job, model: definition.Model, known: list[dict[str, npt.NDArray[np.float32]]]
 ) -> npt.NDArray[np.int64]:
     """The classes that LAPs name alone, (L, seeds, images); L = 0 where there is none that can."""
-    none = np.empty((0, len(answers), 0), np.int64)
+    none = np.empty((0, len(known), 0), np.int64)
     if model.plug is None:
         return none
     classes = job.dataset.classes
     heads = [tuple(map(classes.index, c.classes)) for c in model.plug.of(classes).concepts]
-    said = [stand_alone(one["peaks"], one["sums"], heads, len(job.dataset.classes)) for one in answers]
-    known = [classes for classes in said if classes is not None]
-    return np.stack(known).transpose(2, 0, 1) if known else none
+    said = [stand_alone(one["peaks"], one["sums"], heads, len(job.dataset.classes)) for one in known]
+    named = [classes for classes in said if classes is not None]
+    return np.stack(named).transpose(2, 0, 1) if named else none

@@ -1,10 +1,11 @@
 """What a recipe trains for: which loss terms, summed over the LAPs, with which weights."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,10 @@ from lapbench.errors import TrainingError
 from lapbench.models.lap import LAP, ConceptScoring, LapRecord
 from lapbench.train import losses
 from lapbench.train.images import Batch
+from lapbench.types import Task
+
+Output: TypeAlias = Tensor | tuple[Tensor | None, ...]
+"""What a network returns in training: its answer, with auxiliary ones where it has such."""
 
 AUXILIARY_WEIGHTS = {"InceptionOutputs": 0.4, "GoogLeNetOutputs": 0.3}
 """Weight of the auxiliary classifiers' cross-entropy, by the type of what the network returns in training.
@@ -30,6 +35,14 @@ class Objective:
     recipe: Recipe
     concepts: tuple[Concept, ...] = ()
     heads: tuple[tuple[int, ...], ...] = ()
+    task: Task = "classification"
+
+    @property
+    def term(self) -> str:
+        """The name of the task's own loss."""
+        return {"landmarks": "coordinate_error", "captions": "token_cross_entropy"}.get(
+            self.task, "cross_entropy"
+        )
 
     @property
     def needs_truth(self) -> bool:
@@ -48,7 +61,7 @@ class Objective:
     def weights(self) -> dict[str, float]:
         """The weight of each term in the total, by its name."""
         switches = self.recipe.losses
-        weights = {"cross_entropy": switches.cross_entropy}
+        weights = {self.term: switches.cross_entropy}
         if self.recipe.supervision == "weak":
             weights["concept_discrimination"] = switches.concept_discrimination
             weights["concordance"] = switches.concordance
@@ -71,23 +84,55 @@ def make_discriminators(laps: Mapping[str, LAP]) -> nn.ModuleDict:
     return modules
 
 
-def cross_entropy(output: Tensor | tuple[Tensor | None, ...], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss and the logits (B, classes) of a network's output, auxiliary classifiers included."""
+def asked(model: nn.Module, batch: Batch, task: Task) -> Output:
+    """Return what a network says of a batch when it is taught: a captioner is told the words so far."""
+    if task == "captions":
+        return cast(Output, model(batch.images, _tokens(batch)))
+    return cast(Output, model(batch.images))
+
+
+def task_loss(output: Output, batch: Batch, task: Task = "classification") -> tuple[Tensor, Tensor]:
+    """Return the task's loss and the answer itself of a network's output, auxiliary answers included.
+
+    Cross-entropy of logits (B, classes), squared error of coordinates (B, 2K), or cross-entropy of the words
+    of logits (B, T, V).
+    """
+    loss = partial(_LOSSES[task], batch=batch)
     if isinstance(output, Tensor):
-        return F.cross_entropy(output.float(), labels), output
-    logits, *auxiliary = output
+        return loss(output), output
+    answer, *auxiliary = output
     kind = type(output).__name__
     if kind not in AUXILIARY_WEIGHTS:
         raise TrainingError(
             f"in training the network returns {kind}, but a tensor of logits was wanted, "
             f"or logits with auxiliary ones ({', '.join(AUXILIARY_WEIGHTS)})"
         )
-    weight = AUXILIARY_WEIGHTS[kind]
-    loss = F.cross_entropy(cast(Tensor, logits).float(), labels)
-    for extra in auxiliary:
-        if extra is not None:
-            loss = loss + weight * F.cross_entropy(extra.float(), labels)
-    return loss, cast(Tensor, logits)
+    weight, answer = AUXILIARY_WEIGHTS[kind], cast(Tensor, answer)
+    extras = [weight * loss(extra) for extra in auxiliary if extra is not None]
+    return sum(extras, start=loss(answer)), answer
+
+
+def _of_classes(answer: Tensor, batch: Batch) -> Tensor:
+    return F.cross_entropy(answer.float(), batch.labels)
+
+
+def _of_coordinates(answer: Tensor, batch: Batch) -> Tensor:
+    return losses.coordinate_error(answer, cast(Tensor, batch.answers))
+
+
+def _of_words(answer: Tensor, batch: Batch) -> Tensor:
+    return losses.token_cross_entropy(answer, _tokens(batch))
+
+
+def _tokens(batch: Batch) -> Tensor:
+    return cast(Tensor, batch.answers).long()
+
+
+_LOSSES: dict[Task, Callable[[Tensor, Batch], Tensor]] = {
+    "classification": _of_classes,
+    "landmarks": _of_coordinates,
+    "captions": _of_words,
+}
 
 
 def map_terms(
