@@ -66,7 +66,7 @@ def with_noise(canvas: Levels, chance: Chance, strength: tuple[int, int] = (6, 3
 
 def pixel_centres(side: int) -> tuple[Reals, Reals]:
     """Return x (1, side) and y (side, 1) of the centres of pixels."""
-    centres = np.arange(side) + 0.5
+    centres: Reals = np.arange(side, dtype=np.float64) + 0.5
     return centres[None, :], centres[:, None]
 
 

@@ -122,11 +122,11 @@ def draw(name: str, canvas: int) -> Array:
 def _depth(thing: Thing, x: Reals, y: Reals) -> Reals:
     """Return how deep pixels, seen from its centre, lie in a shape; all shapes fill their boxes."""
     half = float(thing.half)
-    box = half - np.maximum(np.abs(x), np.abs(y))
+    box: Reals = half - np.maximum(np.abs(x), np.abs(y))
     if thing.shape == "square":
         return box
     if thing.shape == "triangle":  # its edge falls two pixels on each across
-        edge = (y + half - 2 * np.abs(x)) / np.sqrt(5.0)
+        edge: Reals = (y + half - 2 * np.abs(x)) / np.sqrt(5.0)
         return np.minimum(edge, half - y)
     if thing.shape == "cross":
         arm = half / 3

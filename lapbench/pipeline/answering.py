@@ -77,8 +77,8 @@ def _answer(job: Job, subject: Subject, network: Lazy, samples: Samples, purpose
             len(images),
             most=MOST[device.type],
         )
-        names = ("logits", "peaks", "sums") if parts[0].peaks.shape[1] else ("logits",)
-        names += () if parts[0].tokens is None else ("tokens",)
+        names = ["logits", "peaks", "sums"] if parts[0].peaks.shape[1] else ["logits"]
+        names += [] if parts[0].tokens is None else ["tokens"]
         shard = Shard(
             ids=samples.ids(block),
             targets=samples.labels(block),

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import TypeAlias, cast
 
@@ -97,7 +96,10 @@ def task_loss(output: Output, batch: Batch, task: Task = "classification") -> tu
     Cross-entropy of logits (B, classes), squared error of coordinates (B, 2K), or cross-entropy of the words
     of logits (B, T, V).
     """
-    loss = partial(_LOSSES[task], batch=batch)
+
+    def loss(answer: Tensor) -> Tensor:
+        return _LOSSES[task](answer, batch)
+
     if isinstance(output, Tensor):
         return loss(output), output
     answer, *auxiliary = output
