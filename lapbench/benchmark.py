@@ -151,6 +151,38 @@ class Plug(Table):
         return _without(faults, self)
 
 
+BLA_PRESETS: dict[str, dict[str, Any]] = {
+    "L2X-F": {"logits": "linear", "draws": 8},
+    "BLA": {},
+    "BLA-T": {"threshold": 0.98},
+    "BLA-PH": {"threshold": 0.98},
+}
+"""What the names of the paper stand for, where it differs from the defaults of `Bla`."""
+
+
+class Bla(Table):
+    """Bounded logit attention in the place of a network's global pooling; see `lapbench.models.bla`.
+
+    preset: a name of the paper, which gives every option that is not given itself. BLA-PH is BLA-T put behind
+    a trained network whose head stays as it is: its recipe has a start, and only the attention learns.
+    """
+
+    preset: Literal["L2X-F", "BLA", "BLA-T", "BLA-PH"] = "BLA"
+    logits: Literal["bounded", "linear"] = "bounded"
+    draws: NonNegativeInt = 0  # of Gumbel noise, and positions that are selected; 0: no noise, the maximum
+    temperature: PositiveFloat = 0.1
+    temperature_mode: Literal["multiply", "divide"] = "multiply"  # open: the official code, or a port of it
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0  # in units of the uniform weight
+    renormalise: bool = False
+    output: Literal["soft", "hard"] = "soft"  # at evaluation; training is soft
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, given: Any) -> Any:
+        name = given.get("preset", "BLA") if isinstance(given, dict) else None
+        return {**BLA_PRESETS[name], **given} if isinstance(name, str) and name in BLA_PRESETS else given
+
+
 class Losses(Table):
     """Weights and switches of the loss terms (Eq. 5 and 6, Appendix A)."""
 
@@ -198,7 +230,7 @@ class Recipe(Table):
     select_epoch: Literal["val_loss", "balanced_accuracy"] = "val_loss"  # open
     pretrained: Path | None = None  # weights to start from: a file, or torchvision's by name (IMAGENET1K_V1)
     start: str | None = None  # or a model further up in the definition, with the same seed or its only one
-    learning: tuple[str, ...] = ()  # the modules that learn, "lap" for all LAPs; none: the whole network
+    learning: tuple[str, ...] = ()  # the modules that learn, "lap" for all LAPs, "bla"; none: everything
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "32-true"
     losses: Losses = Losses()
     augment: Augment = Augment()
@@ -216,6 +248,10 @@ class Recipe(Table):
         """The name of the published weights that training starts from: what is no file has no suffix."""
         named = self.pretrained is not None and not self.pretrained.suffix
         return str(self.pretrained) if named else None
+
+    def adds_only(self, name: str) -> bool:
+        """Whether nothing but these modules learns, in a network that is trained already."""
+        return self.learning == (name,) and (self.start or self.pretrained) is not None
 
     def identity(self) -> dict[str, Any]:
         """What of a recipe decides weights; settings younger than some weights count where they are used."""
@@ -250,6 +286,7 @@ class Model(Table):
     architecture: str
     parameters: dict[str, Any] = Field(default_factory=dict)
     plug: Plug | None = None
+    bla: Bla | None = None
     concept_mlp: ConceptMLP | None = None
     decoder: Decoder | None = None
     recipe: Recipe | None = None
@@ -275,6 +312,13 @@ class Model(Table):
         if self.recipe and self.recipe.supervision != "none" and self.plug is None:
             faults.append(
                 f"supervision {self.recipe.supervision!r} trains concept heads, which need [models.plug]"
+            )
+        if self.bla and self.plug:
+            faults.append("a network carries LAP or BLA: give either [models.plug] or [models.bla], not both")
+        if self.bla and self.bla.preset == "BLA-PH" and self.recipe and not self.recipe.adds_only("bla"):
+            faults.append(
+                "BLA-PH leaves a trained network as it is: its recipe needs start or pretrained, and "
+                'learning = ["bla"] (BLA-T trains more)'
             )
         table = architectures.get(self.architecture).parameters
         try:
@@ -341,9 +385,10 @@ class Term(Table):
     The model of a control is "no network".
 
     measure: iou, pointing_game, energy or any other score of a row; of a model accuracy, balanced_accuracy,
-    sensitivity, specificity (landmarks: landmark_accuracy, normalised_error; captions: word_accuracy,
-    caption_accuracy), or of its LAP number l alone predictivity_l and faithfulness_l; as a concept_mlp
-    reads it, mlp_predictivity_l and mlp_faithfulness_l.
+    sensitivity, specificity, top_5_accuracy, or of its LAP number l alone predictivity_l and faithfulness_l,
+    as a concept_mlp reads it mlp_predictivity_l and mlp_faithfulness_l, or of BLA accuracy_soft,
+    accuracy_hard, agreement_hard and selected; of landmarks landmark_accuracy and normalised_error, of
+    captions word_accuracy and caption_accuracy.
     """
 
     model: str

@@ -13,7 +13,7 @@ from pydantic import ValidationError, create_model
 from lapbench.errors import UnknownNameError, suggest
 from lapbench.toml import Table
 
-Need = Literal["model", "lap", "masks", "ids"]
+Need = Literal["model", "lap", "bla", "masks", "ids"]
 Reach = Literal["output", "layer", "image"]
 
 
@@ -54,10 +54,11 @@ class ExplainerSpec:
 
     function: ``(model, images (B, C, H, W), target (B,), **parameters) -> maps (B, h, w)`` or
     `lapbench.explain.Maps`; parameters are its keyword-only arguments.
-    version: raised whenever a change may change a map. needs: ``model`` (weights matter), ``lap`` (a network
-    with LAP layers), ``masks`` (the truth, for the oracle), ``ids`` (sample ids, for seeded controls);
-    ``masks`` and ``ids`` are passed as keyword arguments of that name. native_threshold: where the map's own
-    scale says "important" (0.5 for probabilities), or None. upsample: how a map gets the image's size.
+    version: raised whenever a change may change a map. needs: ``model`` (weights matter), ``lap``, ``bla`` (a
+    network with such layers), ``masks`` (the truth, for the oracle), ``ids`` (sample ids, for seeded
+    controls); ``masks`` and ``ids`` are passed as keyword arguments of that name. native_threshold: where the
+    map's own scale says "important" (0.5 for probabilities), or None. upsample: how a map gets the image's
+    size.
     """
 
     name: str

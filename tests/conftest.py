@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from lapbench.report import Leaderboard
@@ -18,6 +19,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that starts pytest in the background has Ctrl-C ignored, in every child process, too; the tests
     # that interrupt a run need what a user in front of a terminal has.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# A machine that is busy with something else draws examples slowly, which is no fault of what is tested.
+settings.register_profile("lapbench", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lapbench")
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 from pipeline import tiny
 
 from lapbench import benchmark
-from lapbench.benchmark import Concept, Data, Model, Plug, Protocol, load_benchmark, select, shipped
+from lapbench.benchmark import Bla, Concept, Data, Model, Plug, Protocol, load_benchmark, select, shipped
 from lapbench.errors import DefinitionError, UnknownNameError
 from lapbench.toml import parse_toml
 
@@ -104,6 +104,54 @@ def test_every_fault_is_listed_at_once(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, {"logits": "bounded", "draws": 0, "threshold": 0.0}),
+        ({"preset": "BLA-T"}, {"logits": "bounded", "draws": 0, "threshold": 0.98}),
+        ({"preset": "L2X-F"}, {"logits": "linear", "draws": 8, "threshold": 0.0}),
+        ({"preset": "L2X-F", "draws": 3, "temperature": 2}, {"logits": "linear", "draws": 3}),
+        ({"preset": "BLA-T", "threshold": 0.5}, {"threshold": 0.5, "temperature": 0.1}),
+    ],
+)
+def test_a_preset_gives_what_is_not_given(given, found):
+    assert found.items() <= Bla(**given).model_dump().items()
+    assert Bla.model_validate(Bla(**given).model_dump()) == Bla(**given)
+
+
+def with_bla(table: str, recipe: str = "") -> str:
+    at = tiny.DEFINITION.index("[models.recipe]", tiny.DEFINITION.index('name = "plain"'))
+    text = tiny.DEFINITION[:at] + f"[models.bla]\n{table}\n\n" + tiny.DEFINITION[at:]
+    return text.replace("epochs = 1\n", f"epochs = 1\n{recipe}\n", 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (with_bla('preset = "BLA-X"'), "preset: Input should be 'L2X-F', 'BLA', 'BLA-T' or 'BLA-PH'"),
+        (with_bla("threshold = 1.0"), "bla.threshold: Input should be less than 1"),
+        (with_bla("treshold = 0.5"), "bla.treshold: unknown field; did you mean 'threshold'?"),
+        (
+            with_bla('preset = "BLA-PH"'),
+            "BLA-PH leaves a trained network as it is: its recipe needs start or",
+        ),
+        (with_bla('preset = "BLA-PH"', 'start = "WS-LAP"\nlearning = ["bla", "fc"]'), 'learning = ["bla"]'),
+        (
+            tiny.DEFINITION.replace("[models.plug]", "[models.bla]\n[models.plug]", 1),
+            "give either [models.plug] or [models.bla], not both",
+        ),
+    ],
+)
+def test_what_bla_cannot_be_is_said(text, message, tmp_path):
+    assert any(message in fault for fault in faults(tmp_path, text))
+
+
+def test_bla_behind_a_trained_network_says_so(tmp_path):
+    text = with_bla('preset = "BLA-PH"', 'start = "WS-LAP"\nlearning = ["bla"]')
+    model = load_benchmark(tiny.write_definition(tmp_path, text=text)).models[1]
+    assert (model.bla.preset, model.bla.threshold) == ("BLA-PH", 0.98)
+
+
 def test_contradictions_are_listed_beside_unknown_fields(tmp_path):
     text = tiny.DEFINITION.replace("channels = 1", "channels = 1\nfit = 'test'\nmeen = [0.5]").replace(
         'name = "plain"', 'name = "plain"\nweights = "w.pt"\ncolour = "red"'
@@ -113,7 +161,7 @@ def test_contradictions_are_listed_beside_unknown_fields(tmp_path):
     assert found == [
         f"{line_of(text, 'meen')}: data.meen: unknown field; did you mean 'mean'?",
         f"{line_of(text, 'colour')}: models.2.colour: unknown field; "
-        "known: architecture, concept_mlp, name, parameters, plug, recipe, seeds, weights",
+        "known: architecture, bla, concept_mlp, name, parameters, plug, recipe, seeds, weights",
         f"{line_of(text, '[data]')}: data: "
         "the threshold may not be fitted on the split it is scored on: both are 'test'",
         f"{line_of(text, 'weights') - 2}: models.2: give either a recipe or weights, not both",

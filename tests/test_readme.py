@@ -108,7 +108,9 @@ def test_the_manifest_the_model_and_the_claims_are_valid():
     manifest = parse_toml(blocks("toml")[0], Manifest, where="README.md")
     (model,) = parse_toml(blocks("toml")[1], Models, where="README.md").models
     recipe = tomllib.loads(blocks("toml")[2])["models"]["recipe"]
-    table, loss = parse_toml(blocks("toml")[3], Claims, where="README.md").claims
+    (bla,) = parse_toml(blocks("toml")[3], Models, where="README.md").models
+    assert bla.bla.preset == "BLA-PH" and bla.recipe.learning == ("bla",)
+    table, loss = parse_toml(blocks("toml")[4], Claims, where="README.md").claims
 
     assert manifest.classes == ("healthy", "finding")
     assert model.weights == Path("ours.safetensors")

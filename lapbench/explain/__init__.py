@@ -6,6 +6,7 @@ Importing this package registers lapbench's own explainers.
 from lapbench.explain import (
     ante_hoc,
     averaged_gradients,
+    bla,
     cam,
     controls,
     gradient,
@@ -20,7 +21,7 @@ from lapbench.explain.passes import Prepared, passes_of
 from lapbench.explain.state import untouched
 
 __all__ = [
-    "Check", "Maps", "Prepared", "Request", "ante_hoc", "averaged_gradients", "cam", "check_explainer",
+    "Check", "Maps", "Prepared", "Request", "ante_hoc", "averaged_gradients", "bla", "cam", "check_explainer",
     "controls", "explain", "explain_together", "from_attribute", "gradient", "lrp", "passes_of",
     "perturbation", "relevance_cam", "run_checks", "untouched",
 ]  # fmt: skip

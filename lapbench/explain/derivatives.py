@@ -11,6 +11,7 @@ from torch.nn.grad import conv2d_input
 
 from lapbench.explain.canonical import isolated
 from lapbench.explain.tape import Operation, Rule
+from lapbench.models.bla import BLA
 from lapbench.models.lap import AdaptiveLAP2d, LAP2d
 
 _FEW = 4
@@ -112,20 +113,20 @@ def _guided_relu(operation: Operation, received: Tensor) -> tuple[Tensor]:
     return (torch.ops.aten.threshold_backward(received, operation.output, 0).clamp_min_(0),)
 
 
-def _guided_lap(operation: Operation, received: Tensor) -> tuple[Any, ...]:
-    """The derivative of a LAP layer whose scoring module has a guided ReLU."""
-    activation = operation.module.scoring.activation
-    if not isinstance(activation, nn.ReLU):
-        return derivative(operation, received)
+def _guided_within(operation: Operation, received: Tensor) -> tuple[Any, ...]:
+    """The derivative of a LAP or BLA layer whose own ReLUs are guided."""
 
     def guide(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        output.register_hook(lambda received: received.clamp_min(0))  # type: ignore[no-untyped-call]
+        if output.requires_grad:
+            output.register_hook(lambda received: received.clamp_min(0))  # type: ignore[no-untyped-call]
 
-    handle = activation.register_forward_hook(guide)
+    own = [module for module in operation.module.modules() if isinstance(module, nn.ReLU)]
+    handles = [module.register_forward_hook(guide) for module in own]
     try:
         return derivative(operation, received)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _convolution(operation: Operation, received: Tensor) -> tuple[Any, ...]:
@@ -231,4 +232,7 @@ _DERIVATIVES: dict[Any, Rule] = {
     **dict.fromkeys((operator.add, torch.add, "add"), _sum),
 }
 """By the class of a module, by function, or by the name of a method; everything else is a `derivative`."""
-_GUIDED: dict[Any, Rule] = {nn.ReLU: _guided_relu, **dict.fromkeys((LAP2d, AdaptiveLAP2d), _guided_lap)}
+_GUIDED: dict[Any, Rule] = {
+    nn.ReLU: _guided_relu,
+    **dict.fromkeys((LAP2d, AdaptiveLAP2d, BLA), _guided_within),
+}

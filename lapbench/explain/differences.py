@@ -4,7 +4,7 @@
 2017), rescale rule. A linear operation hands multipliers back as it does gradients; an element-wise
 non-linearity multiplies by Δout/Δin; the others have rules that are complete, too: what the inputs of an
 operation receive, times their differences, adds up to the difference of its output, however far apart image
-and reference are. Those for products and for layer norm are lapbench's own, as is that for LAP.
+and reference are. Those for products and for layer norm are lapbench's own, as are those for LAP and BLA.
 """
 
 import math
@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lapbench.explain.bla_differences import bla_rule
 from lapbench.explain.canonical import ACTIVATIONS
 from lapbench.explain.derivatives import derivative, gradient
 from lapbench.explain.lap_differences import lap_rule
 from lapbench.explain.multipliers import given_to_winners, mean, multiplier, rescaled
 from lapbench.explain.tape import Operation, Rule
+from lapbench.models.bla import BLA
 from lapbench.models.lap import AdaptiveLAP2d, LAP2d
 
 
@@ -102,5 +104,6 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys((operator.mul, torch.mul, "mul"), _product),
     **dict.fromkeys((nn.LayerNorm, F.layer_norm), _layer_norm),
     **dict.fromkeys((LAP2d, AdaptiveLAP2d), lap_rule),
+    BLA: bla_rule,
 }
 """By the class of a module, by function, or by the name of a method; what is linear needs none."""

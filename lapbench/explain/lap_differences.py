@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lapbench.explain.multipliers import given_to_winners, mean, multiplier, rescaled
+from lapbench.explain.multipliers import given_to_winners, mean, multiplier, rescaled, softmax, vjp
 from lapbench.explain.tape import Operation
 from lapbench.models.lap import LAP, ConceptScoring, at_least_float32, per_pixel, under_windows, validity
 
@@ -36,28 +36,20 @@ def lap_rule(operation: Operation, received: Tensor) -> tuple[Any, ...]:
     )
 
     weights = logs.softmax(1)
-    to_x, to_weights = _vjp(lap.pool, received, mean(x, x_), mean(weights, logs_.softmax(1)))
-    to_logs = _softmax(to_weights.to(logs), logs, logs_).masked_fill(valid == 0, 0)
+    to_x, to_weights = vjp(lap.pool, received, mean(x, x_), mean(weights, logs_.softmax(1)))
+    to_logs = softmax(to_weights.to(logs), logs, logs_).masked_fill(valid == 0, 0)
     to_v, to_m = _log_weight(to_logs, lap, v, v_, m, m_)
     to_m = to_m.sum(1, keepdim=True)
     to_v = to_v + given_to_winners(
         to_m, v, v_, m, m_, v.argmax(1, keepdim=True), v_.argmax(1, keepdim=True), 1
     )
-    (to_values,) = _vjp(lambda V: under_windows(V, window), to_v, values)
+    (to_values,) = vjp(lambda V: under_windows(V, window), to_v, values)
     to_scored = _scoring(lap.scoring, to_values, scored, scored_).to(x)
     return (to_x + to_scored,) if len(operation.inputs) == 1 else (to_x, to_scored)
 
 
 def _both(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return inputs if len(inputs) == 2 else (inputs[0], inputs[0])
-
-
-def _vjp(function: Any, received: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """What the inputs of a function receive by its plain derivative."""
-    leaves = [value.detach().requires_grad_() for value in inputs]
-    with torch.enable_grad():
-        output = function(*leaves)
-    return torch.autograd.grad(output, leaves, received)
 
 
 def _log_weights(lap: LAP, under: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,15 +75,6 @@ def _log_weight(
     to_value = multiplier(by_value, v - v_, (gaussian + v * gaussian * steepness) / weight)
     to_largest = multiplier(by_largest, m - m_, -v * gaussian * steepness / weight)
     return received * to_value, received * to_largest
-
-
-def _softmax(received: Tensor, logits: Tensor, logits_: Tensor) -> Tensor:
-    """The Jacobian of softmax along dimension 1, a_u (δ_uv − a_v), with λ/Σλ and λ in place of a."""
-    now, before = logits.log_softmax(1), logits_.log_softmax(1)
-    half = (now - before) / 2
-    ratio = torch.where(half.abs() < 1e-2, 1 + half**2 / 6 + half**4 / 120, torch.sinh(half) / half)
-    average = torch.exp((now + before) / 2) * ratio  # (a − a') / (log a − log a')
-    return average * (received - (received * average).sum(1, keepdim=True) / average.sum(1, keepdim=True))
 
 
 def _scoring(scoring: ConceptScoring, received: Tensor, x: Tensor, x_: Tensor) -> Tensor:
@@ -128,4 +111,4 @@ def _back(received: Tensor, convolution: nn.Conv2d) -> Tensor:
 
 def _through(module: nn.Module, received: Tensor, x: Tensor, x_: Tensor) -> Tensor:
     """The rescale rule for an element-wise module."""
-    return rescaled(received, x, x_, module(x), module(x_), lambda: _vjp(module, received, x)[0])
+    return rescaled(received, x, x_, module(x), module(x_), lambda: vjp(module, received, x)[0])

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from lapbench.errors import ExplainerError, NotApplicableError, suggest
+from lapbench.models.bla import BLA
 from lapbench.models.lap import LAP
 
-_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, LAP)
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, LAP, BLA)
 
 
 def layer_of(model: nn.Module, layer: str, images: Tensor) -> str:

@@ -53,3 +53,23 @@ def given_to_winners(
     to_theirs = multiplier(y - top, x.gather(dim, winners_) - y_, received.new_zeros(()))
     handed_back = torch.zeros_like(x).scatter_add_(dim, winners, to_ours.mul_(received))
     return handed_back.scatter_add_(dim, winners_, to_theirs.mul_(received))
+
+
+def softmax(received: Tensor, logits: Tensor, logits_: Tensor) -> Tensor:
+    """The rule for softmax along dimension 1, by the index number of Sato (1976) and Vartia (1976).
+
+    Its Jacobian a_u (δ_uv − a_v), with λ and λ / Σλ in place of a; λ: the logarithmic mean of a and a'.
+    """
+    now, before = logits.log_softmax(1), logits_.log_softmax(1)
+    half = (now - before) / 2
+    ratio = torch.where(half.abs() < 1e-2, 1 + half**2 / 6 + half**4 / 120, torch.sinh(half) / half)
+    average = torch.exp((now + before) / 2) * ratio  # (a − a') / (log a − log a')
+    return average * (received - (received * average).sum(1, keepdim=True) / average.sum(1, keepdim=True))
+
+
+def vjp(function: Callable[..., Tensor], received: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """What the inputs of a function receive by its plain derivative."""
+    leaves = [value.detach().requires_grad_() for value in inputs]
+    with torch.enable_grad():
+        output = function(*leaves)
+    return torch.autograd.grad(output, leaves, received)

@@ -15,6 +15,7 @@ from lapbench.explain.canonical import Canonical, canonical
 from lapbench.explain.differences import differences
 from lapbench.explain.layers import layer_of
 from lapbench.explain.tape import RuleBook, Tape, one_hot
+from lapbench.models.bla import BlaRecord, record_bla
 from lapbench.models.lap import LapRecord, record_laps
 from lapbench.models.predict import evaluating
 from lapbench.registry import Reach
@@ -106,6 +107,11 @@ class Passes:
         """What every LAP layer of the network saw and said, shallow to deep."""
         return self._tape().laps if self._traceable else self._untraced[1]
 
+    @property
+    def bla(self) -> list[BlaRecord]:
+        """What every BLA of the network said of the positions."""
+        return self._tape().bla if self._traceable else self._untraced[2]
+
     def activation(self, layer: str = "last") -> Tensor:
         """The feature map (B, K, h, w) that a layer puts out; ``layer`` as in `layer_of`."""
         if not self._traceable:
@@ -128,7 +134,7 @@ class Passes:
     def guided_gradient(self) -> Tensor:
         """The same (B, C, H, W), where every ReLU lets only positive gradients back.
 
-        Errors: NotApplicableError for a network without any ReLU outside LAP's scoring, where this is the
+        Errors: NotApplicableError for a network without any ReLU outside LAP and BLA, where this is the
         plain gradient.
         """
         network = self._network
@@ -187,9 +193,10 @@ class Passes:
         return self._made[key]  # type: ignore[no-any-return]
 
     @cached_property
-    def _untraced(self) -> tuple[Tensor, list[LapRecord]]:
-        with torch.no_grad(), record_laps(self.prepared.model) as records:
-            return _answer(self.prepared.model, self.images.clone()), list(records)
+    def _untraced(self) -> tuple[Tensor, list[LapRecord], list[BlaRecord]]:
+        model = self.prepared.model
+        with torch.no_grad(), record_laps(model) as laps, record_bla(model) as attended:
+            return _answer(model, self.images.clone()), list(laps), list(attended)
 
     def _hooked(self, layer: str | None) -> tuple[Tensor, Tensor]:
         """A layer's output and its gradient, or the images and theirs, in a network that cannot be traced."""

@@ -8,10 +8,10 @@ layers with weights differ in the terms that they count. All other operations ha
 - activations, dropout, stochastic depth, products with constants: all of it goes on;
 - products of features: all of it to the signal, nothing to its gate (Arras et al., WASSA 2017);
 - maxima: all of it to the winner;
-- sums, averages, and what is one where some values are taken for constants: LAP with its weights, layer norm
-  with its statistics (Ali et al., ICML 2022), a batch norm that no convolution takes in. Each summand's share
-  is in proportion to its signed value, and what is constant has that of a bias. The features that LAP scores
-  get nothing.
+- sums, averages, and what is one where some values are taken for constants: LAP and BLA with their
+  weights, layer norm with its statistics (Ali et al., ICML 2022), a batch norm that no convolution takes in.
+  Each summand's share is in proportion to its signed value, and what is constant has that of a bias. The
+  features that LAP and BLA score get nothing.
 """
 
 import operator
@@ -29,6 +29,7 @@ from lapbench.errors import NotApplicableError
 from lapbench.explain.canonical import ACTIVATIONS, isolated
 from lapbench.explain.derivatives import REARRANGING, gradient, passed_on
 from lapbench.explain.tape import Operation, Rule, RuleBook
+from lapbench.models.bla import BLA
 from lapbench.models.lap import LAP, AdaptiveLAP2d, LAP2d
 
 
@@ -244,17 +245,17 @@ def in_proportion(
     return rule
 
 
-def lap_in_proportion(
+def attention_in_proportion(
     ledger: Ledger, epsilon: float = 0.0, *, of: Callable[[Tensor], Tensor] = lambda x: x
 ) -> Rule:
-    """The same for LAP, to the value times its weight; the features that are scored get nothing."""
+    """The same for LAP and BLA, to the value times its weight; the features that are scored get nothing."""
 
     def rule(operation: Operation, relevance: Tensor) -> tuple[Any, ...]:
-        lap: LAP = operation.module
+        layer: LAP | BLA = operation.module
         x, scored = operation.inputs[0], operation.inputs[-1]
         with torch.no_grad():
-            weights = lap.window_weights(scored)
-        shares = share_out(lambda v: lap.pool(v, weights), [of(x)], relevance, ledger, epsilon=epsilon)
+            weights = layer.window_weights(scored)
+        shares = share_out(lambda v: layer.pool(v, weights), [of(x)], relevance, ledger, epsilon=epsilon)
         return (*shares, *[None] * (len(operation.inputs) - 1))
 
     return rule
@@ -297,10 +298,11 @@ def unweighted(ledger: Ledger, epsilon: float = 0.0) -> Mapping[Any, Rule]:
         nn.BatchNorm2d: batch_norm,
         **dict.fromkeys((nn.MaxPool2d, nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d), _to_winners),
         **dict.fromkeys((nn.AvgPool2d, *GLOBAL_AVERAGES), in_proportion(ledger, epsilon)),
-        **dict.fromkeys((LAP2d, AdaptiveLAP2d), lap_in_proportion(ledger, epsilon)),
+        **dict.fromkeys(ATTENTION, attention_in_proportion(ledger, epsilon)),
     }
 
 
+ATTENTION = (LAP2d, AdaptiveLAP2d, BLA)
 GLOBAL_AVERAGES = (nn.AdaptiveAvgPool2d, torch.mean, "mean")
 _FURTHER_ACTIVATIONS = (nn.SELU, nn.CELU, F.selu, F.celu, F.mish, F.hardtanh, torch.clamp, "clamp")
 

@@ -16,20 +16,20 @@ from torch import Tensor, nn
 from lapbench.explain.derivatives import passed_on
 from lapbench.explain.passes import passes_of
 from lapbench.explain.relevance import (
+    ATTENTION,
     GLOBAL_AVERAGES,
     LINEAR,
     Layer,
     Ledger,
     Portion,
     Split,
+    attention_in_proportion,
     book,
     in_proportion,
-    lap_in_proportion,
     unweighted,
     weighted,
 )
 from lapbench.explain.tape import Operation, RuleBook
-from lapbench.models.lap import AdaptiveLAP2d, LAP2d
 from lapbench.registry import Card, explainer
 
 
@@ -57,8 +57,9 @@ def relevance_cam(
     """The layer's channels weighted by their mean relevance for the target, Σ_k mean(R_k) A_k, no ReLU.
 
     layer: as in `layer_of`. start: the contrastive relevance of the logits, (1, −1/N, …) for the target and
-    the other N − 1 classes, or (z_c, −z_n / (N − 1), …). LAP passes relevance through its pooling with its
-    weights as constants; its scoring receives none. Returns the map at the layer's own resolution.
+    the other N − 1 classes, or (z_c, −z_n / (N − 1), …). LAP and BLA pass relevance through their
+    pooling with its weights as constants; their scoring receives none. Returns the map at the layer's own
+    resolution.
     Errors: NotApplicableError that names an operation without a rule between layer and logits.
     """
     passes = passes_of(model, images, target)
@@ -81,8 +82,8 @@ def relevance_cam_rules() -> RuleBook:
 
     All layers with weights follow z⁺ extended to negative inputs, x⁺ W⁺ + x⁻ W⁻. A linear layer's bias takes
     no part; a convolution's is added to both halves, whatever its sign. Batch norm, always, passes relevance
-    on unchanged. Max pooling gives x R / x to the winner, which is nothing where x is 0. Global averages and
-    LAP are in proportion to x⁺. No sum is stabilised: ε = 0.
+    on unchanged. Max pooling gives x R / x to the winner, which is nothing where x is 0. Global averages,
+    LAP and BLA are in proportion to x⁺. No sum is stabilised: ε = 0.
     """
     ledger = Ledger()  # what biases are given is of no interest here
 
@@ -97,7 +98,7 @@ def relevance_cam_rules() -> RuleBook:
             nn.BatchNorm2d: passed_on,
             nn.MaxPool2d: in_proportion(ledger),
             **dict.fromkeys(GLOBAL_AVERAGES, in_proportion(ledger, of=torch.relu)),
-            **dict.fromkeys((LAP2d, AdaptiveLAP2d), lap_in_proportion(ledger, of=torch.relu)),
+            **dict.fromkeys(ATTENTION, attention_in_proportion(ledger, of=torch.relu)),
         },
         ", which lies between the layer and the logits: choose a deeper layer, or leave this network out",
     )

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from lapbench.errors import NotApplicableError
 from lapbench.explain.canonical import Canonical
+from lapbench.models.bla import BlaRecord, record_bla
 from lapbench.models.lap import LapRecord, record_laps
 
 
@@ -92,7 +93,7 @@ RuleBook: TypeAlias = Callable[[Operation], Rule]
 
 
 class Tape:
-    """A forward pass of a canonical network: logits, the LAP layers' records, and values to walk back over.
+    """A forward pass of a canonical network: logits, records of LAP and BLA, and values to walk back over.
 
     images: (B, C, H, W). start: the node whose value and everything after it is kept; the images, if not
     given. No graph is built: the walks bring their own rules.
@@ -104,9 +105,10 @@ class Tape:
         self.kept = after(self.start)
         self._end = network.logits
         interpreter = _Recording(network.module, self.start)
-        with torch.no_grad(), record_laps(network.module) as records:
+        with torch.no_grad(), record_laps(network.module) as laps, record_bla(network.module) as attended:
             interpreter.run(images)
-            self.laps: list[LapRecord] = list(records)
+            self.laps: list[LapRecord] = list(laps)
+            self.bla: list[BlaRecord] = list(attended)
         self.values, self.flowing = interpreter.values, interpreter.flowing
         self.winners = interpreter.winners
 

@@ -1,16 +1,19 @@
-"""LAP, the networks that carry it, and their weights."""
+"""LAP and BLA, the networks that carry them, and their weights."""
 
+from lapbench.models.bla import BLA, BlaRecord, SubsetAttention, bla_layers, deciding, record_bla
 from lapbench.models.captioner import Captioner
 from lapbench.models.lap import LAP, AdaptiveLAP2d, ConceptScoring, LAP2d, LapRecord, Window, record_laps
 from lapbench.models.plug import (
     Site,
     find_sites,
+    is_added,
     is_plugged,
     lap_heads,
     lap_layers,
     lap_names,
     load_plain,
     plug,
+    put_bla,
 )
 from lapbench.models.predict import evaluating, predict
 from lapbench.models.weights import (
@@ -25,19 +28,25 @@ from lapbench.models.weights import (
 from lapbench.models.zoo import build
 
 __all__ = [
+    "BLA",
     "LAP",
     "AdaptiveLAP2d",
+    "BlaRecord",
     "Captioner",
     "ConceptScoring",
     "LAP2d",
     "LapRecord",
     "Site",
+    "SubsetAttention",
     "Window",
+    "bla_layers",
     "build",
     "copy_pretrained",
     "copy_weights",
+    "deciding",
     "evaluating",
     "find_sites",
+    "is_added",
     "is_plugged",
     "lap_heads",
     "lap_layers",
@@ -47,7 +56,9 @@ __all__ = [
     "load_weights",
     "plug",
     "predict",
+    "put_bla",
     "randomise",
+    "record_bla",
     "record_laps",
     "save_weights",
     "weights_digest",

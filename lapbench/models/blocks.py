@@ -147,39 +147,49 @@ class LapInceptionD(_Mixed, InceptionD):
         return [self.branch3x3_2(self.branch3x3_1(x)), self.branch7x7x3_4(deep)]
 
 
-class LapDenseNet(DenseNet):
-    """DenseNet whose global pooling, a function call in torchvision, is LAP."""
+class _PooledByModule:
+    """A network whose global pooling is its child of the name `pooled_by`: LAP or BLA."""
+
+    pooled_by: str
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C)."""
+        return torch.flatten(getattr(self, self.pooled_by)(features), 1)
+
+
+class LapDenseNet(_PooledByModule, DenseNet):
+    """DenseNet whose global pooling, a function call in torchvision, is a module."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) → logits."""
         features = F.relu(self.features(x), inplace=True)
-        return cast(Tensor, self.classifier(torch.flatten(self.lap(features), 1)))
+        return cast(Tensor, self.classifier(self.pooled(features)))
 
 
-class LapMobileNetV2(MobileNetV2):
-    """MobileNetV2 whose global pooling, a function call in torchvision, is LAP."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) → logits."""
-        return cast(Tensor, self.classifier(torch.flatten(self.lap(self.features(x)), 1)))
-
-
-class LapMNASNet(MNASNet):
-    """MNASNet whose global pooling, a mean in torchvision, is LAP."""
+class LapMobileNetV2(_PooledByModule, MobileNetV2):
+    """MobileNetV2 whose global pooling, a function call in torchvision, is a module."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) → logits."""
-        return cast(Tensor, self.classifier(torch.flatten(self.lap(self.layers(x)), 1)))
+        return cast(Tensor, self.classifier(self.pooled(self.features(x))))
 
 
-class LapShuffleNetV2(ShuffleNetV2):
-    """ShuffleNetV2 whose global pooling, a mean in torchvision, is LAP."""
+class LapMNASNet(_PooledByModule, MNASNet):
+    """MNASNet whose global pooling, a mean in torchvision, is a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) → logits."""
+        return cast(Tensor, self.classifier(self.pooled(self.layers(x))))
+
+
+class LapShuffleNetV2(_PooledByModule, ShuffleNetV2):
+    """ShuffleNetV2 whose global pooling, a mean in torchvision, is a module."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) → logits."""
         for stage in (self.conv1, self.maxpool, self.stage2, self.stage3, self.stage4, self.conv5):
             x = stage(x)
-        return cast(Tensor, self.fc(torch.flatten(self.lap(x), 1)))
+        return cast(Tensor, self.fc(self.pooled(x)))
 
 
 GLOBAL_POOL: dict[type[nn.Module], type[nn.Module]] = {

@@ -1,7 +1,8 @@
 """Put LAP into a network: poolings become LAP, strided convolutions lose their stride to a LAP behind them.
 
-The rule and the places are those of the LAP paper (arXiv 2201.11808). The plugged network is a copy; every
-parameter of the plain network keeps its name, so plain weights load into it (`load_plain`).
+The rule and the places are those of the LAP paper (arXiv 2201.11808). Or put BLA into it, in the place of its
+global pooling (arXiv 2105.14824). The network with either is a copy; every parameter of the plain network
+keeps its name, so plain weights load into it (`load_plain`).
 """
 
 import copy
@@ -17,9 +18,10 @@ from torchvision.models.inception import BasicConv2d, InceptionB, InceptionD
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops.misc import SqueezeExcitation
 
-from lapbench.benchmark import Plug
+from lapbench.benchmark import Bla, Plug
 from lapbench.errors import DefinitionError, UnknownNameError
 from lapbench.models import blocks
+from lapbench.models.bla import BLA, SubsetAttention, bla_layers
 from lapbench.models.lap import LAP, AdaptiveLAP2d, ConceptScoring, LAP2d
 from lapbench.models.predict import evaluating
 from lapbench.models.weights import copy_weights
@@ -38,7 +40,8 @@ _PROBE_SIZES = (
     32,
     28,
 )  # of the image that shapes are asked with; some networks take one only
-_NEVER_STEM = (BasicBlock, Bottleneck, InceptionB, InceptionD, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_GLOBAL_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_NEVER_STEM = (BasicBlock, Bottleneck, InceptionB, InceptionD, *_GLOBAL_POOLS)
 _NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -78,6 +81,23 @@ def plug(model: nn.Module, spec: Plug, *, classes: Sequence[str]) -> nn.Module:
     return plugged
 
 
+def put_bla(model: nn.Module, spec: Bla) -> nn.Module:
+    """Return a copy of the network whose global pooling is BLA; the given network is untouched.
+
+    SqueezeNet pools the maps of its classes, which are then what BLA scores and pools.
+    Errors: DefinitionError for a network without a global pooling, or one that carries LAP or BLA already.
+    """
+    if is_plugged(model) or bla_layers(model):
+        raise DefinitionError(
+            f"this {type(model).__name__} carries LAP or BLA already: start from the plain network instead"
+        )
+    attending, weight = copy.deepcopy(model), next(model.parameters())
+    name, channels = _global_pool(attending)
+    layer = BLA(channels, SubsetAttention(**spec.model_dump(exclude={"preset"})))
+    _put(attending, name, layer.to(weight.device, weight.dtype).train(model.training), "bla")
+    return attending
+
+
 def is_plugged(model: nn.Module) -> bool:
     """Whether the network carries LAP."""
     return any(isinstance(module, LAP) for module in model.modules())
@@ -99,12 +119,30 @@ def lap_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def load_plain(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "the given weights") -> None:
-    """Load the weights of a plain network into the plugged one; its LAPs stay as they are.
+    """Load the weights of a plain network into one with LAP or BLA, which stay as they are.
 
     Errors: WeightsError that names missing, unexpected and mis-shaped entries; nothing is loaded then.
     """
-    laps = tuple(f"{name}." for name in lap_layers(model))
-    copy_weights(model, state, source=source, optional=lambda key: key.startswith(laps))
+    copy_weights(model, state, source=source, optional=lambda key: is_added(model, key))
+
+
+def is_added(model: nn.Module, key: str) -> bool:
+    """Whether an entry of the network's state belongs to LAP or BLA, and not to the plain network."""
+    return key.startswith(tuple(f"{name}." for name in (*lap_layers(model), *bla_layers(model))))
+
+
+def _global_pool(model: nn.Module) -> tuple[str, int]:
+    """The name of a network's global pooling, the last one to 1×1, and its channels."""
+    if type(model) in blocks.GLOBAL_POOL:
+        return GLOBAL_POOL, _head_channels(model)
+    pools = {name: module for name, module in _candidates(model) if isinstance(module, _GLOBAL_POOLS)}
+    if not pools:
+        raise DefinitionError(
+            f"{type(model).__name__} has no global pooling to 1×1, a module nn.AdaptiveAvgPool2d(1): "
+            "choose another architecture, or give it one"
+        )
+    name, shape, _ = _probe(model, pools)[1][-1]
+    return name, shape[1]
 
 
 def find_sites(model: nn.Module) -> list[Site]:
@@ -122,8 +160,8 @@ def find_sites(model: nn.Module) -> list[Site]:
         late = isinstance(modules[name], _NEVER_STEM) or reduced >= STEM_STRIDE
         sites.append(Site(name, shape_in[1], shape_out[1], late))
     if (kind := type(model)) in blocks.GLOBAL_POOL:
-        head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-        sites.append(Site(GLOBAL_POOL, head.in_features, head.in_features, in_paper=True))
+        channels = _head_channels(model)
+        sites.append(Site(GLOBAL_POOL, channels, channels, in_paper=True))
     if not sites:
         raise DefinitionError(
             f"{kind.__name__} has no place for LAP: no pooling layer and no strided convolution was found"
@@ -149,6 +187,11 @@ def choose_sites(sites: Sequence[Site], wanted: Sequence[str]) -> list[Site]:
     if not chosen:
         raise DefinitionError(f"sites = {wanted!r} chooses no place for LAP: choose among {', '.join(names)}")
     return chosen
+
+
+def _head_channels(model: nn.Module) -> int:
+    """The channels of what a network's global pooling gives to its head."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1].in_features
 
 
 def _within(site: str, name: str) -> bool:
@@ -222,7 +265,7 @@ def _probe(
 def _install(model: nn.Module, site: Site, spec: Plug) -> None:
     """Put LAP at one site, by the kind of module that is there."""
     if site.name == GLOBAL_POOL:
-        blocks.become(model, blocks.GLOBAL_POOL[type(model)], lap=_adaptive(site.channels_in, spec))
+        _put(model, site.name, _adaptive(site.channels_in, spec), "lap")
         return
     path, _, child = site.name.rpartition(".")
     parent, module = model.get_submodule(path), model.get_submodule(site.name)
@@ -237,6 +280,15 @@ def _install(model: nn.Module, site: Site, spec: Plug) -> None:
             setattr(parent, child, _adaptive(site.channels_in, spec))
         case nn.MaxPool2d() | nn.AvgPool2d():
             setattr(parent, child, _like_pool(module, site, spec))
+
+
+def _put(model: nn.Module, name: str, layer: nn.Module, child: str) -> None:
+    """Put a layer in the place of a pooling; of one that is a function call, as a child of the network."""
+    if name == GLOBAL_POOL:
+        blocks.become(model, blocks.GLOBAL_POOL[type(model)], **{child: layer}, pooled_by=child)
+    else:
+        path, _, last = name.rpartition(".")
+        setattr(model.get_submodule(path), last, layer)
 
 
 def _install_in_block(block: Any, spec: Plug) -> None:

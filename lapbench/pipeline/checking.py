@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lapbench.benchmark import Concept, Plug
+from lapbench.benchmark import Bla, Concept, Plug
 from lapbench.data.digits import read_digits
 from lapbench.data.record import Drawn
 from lapbench.errors import DefinitionError, ExplainerError, UnknownNameError
 from lapbench.explain import Check, run_checks
 from lapbench.explain.state import seeded_generators
-from lapbench.models.plug import plug
+from lapbench.models.plug import plug, put_bla
 from lapbench.models.zoo import build
 from lapbench.registry import ExplainerSpec, architectures, check_parameters, explainers
 
@@ -38,7 +38,8 @@ def check_named(
 ) -> list[Check]:
     """Run every check of the contract on an explainer, ``NAME`` or ``module:function``; see `run_checks`.
 
-    The network has random weights, and LAP layers if ``lap`` says so or the explainer needs them; the images
+    The network has random weights, and LAP layers if ``lap`` says so or the explainer needs them, or BLA if
+    it needs that; the images
     (batch, 3, size, size) are the embedded digits. parameters: texts ``key=value``, the value as in TOML.
     Errors: UnknownNameError; ExplainerError for what cannot be imported; NotApplicableError; DefinitionError
     for parameters that are not the explainer's, or an image size that the network cannot take.
@@ -53,7 +54,8 @@ def check_named(
             except ValueError as error:
                 raise DefinitionError(str(error)) from None
         images, target = _digits(size, batch), 3 * torch.arange(batch) % len(CLASSES)
-        network = _network(architecture, lap=lap or (spec is not None and "lap" in spec.needs))
+        needs = spec.needs if spec else frozenset()
+        network = _network(architecture, lap=lap or "lap" in needs, bla="bla" in needs)
         try:
             _settle(network, images)
         except RuntimeError as error:
@@ -106,7 +108,7 @@ def _parameter(text: str) -> tuple[str, Any]:
         return key, value  # a word without quotes, as shells leave them
 
 
-def _network(architecture: str, *, lap: bool) -> nn.Module:
+def _network(architecture: str, *, lap: bool, bla: bool) -> nn.Module:
     """Build a network of four classes with random weights, the same ones in every process."""
     fields = architectures.get(architecture).parameters.model_fields
     with seeded_generators(0):
@@ -116,6 +118,8 @@ def _network(architecture: str, *, lap: bool) -> nn.Module:
             concepts = (Concept(name="zero", classes=CLASSES[:1]), Concept(name="rest", classes=CLASSES[1:]))
             how = Plug(concepts=concepts, aggregation="sum", score_init="default")
             network = plug(network, how, classes=CLASSES)
+        elif bla:
+            network = put_bla(network, Bla())
     return network
 
 

@@ -1,4 +1,4 @@
-"""How well networks classify the scored split, and what each of their LAPs says alone."""
+"""How right networks are on the scored split, and what each of their LAPs says alone."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +19,9 @@ from lapbench.report.statistics import bootstrap_means
 from lapbench.score.predictivity import correctness, stand_alone
 
 Scores: TypeAlias = npt.NDArray[np.float64]
+Answers: TypeAlias = dict[str, npt.NDArray[np.float32]]
+_MANY = 10
+"""Classes from which on the five best answers are looked at."""
 
 
 def classification(job: Job, model: definition.Model) -> dict[str, Scores]:
@@ -27,7 +30,10 @@ def classification(job: Job, model: definition.Model) -> dict[str, Scores]:
     accuracy and its kin: see `lapbench.score.predictivity.correctness`. predictivity_1, faithfulness_1 and so
     on: whether the LAP of that number, standing alone, names the true class, and whether that of its network;
     mlp_predictivity_1 and so on: the same as a network reads it in the LAP's concept features.
-    Of other tasks those of `lapbench.pipeline.answers.correctness`. Empty where a network was not asked yet.
+    accuracy_soft, accuracy_hard: by either output of BLA; agreement_hard: whether both say the same;
+    selected: how many positions decide. top_5_accuracy, of 10 classes and more: whether the true class is one
+    of the five that are answered first. Of other tasks those of `lapbench.pipeline.answers.correctness`.
+    Empty where a network was not asked yet.
     """
     labels, n_classes = job.considered("score").labels, len(job.dataset.classes)
     subjects = [Subject(model, seed, job.weights(model, seed)) for seed in model.seeds]
@@ -37,8 +43,12 @@ def classification(job: Job, model: definition.Model) -> dict[str, Scores]:
         return {}
     if job.dataset.task != "classification":
         return answers.correctness(job, known)
-    said = np.stack([answers["logits"].argmax(axis=1) for answers in known])
+    said = np.stack([one["logits"].argmax(axis=1) for one in known])
     tables = correctness(said, labels, n_classes)
+    if n_classes >= _MANY:
+        tables["top_5_accuracy"] = _among_five(known, "logits", labels)
+    if "hard" in known[0]:
+        tables |= _both_ways(known, labels, n_classes)
     for number, layer in enumerate(_stand_alone(job, model, known), start=1):
         tables[f"predictivity_{number}"] = (layer == labels).astype(np.float64)
         tables[f"faithfulness_{number}"] = (layer == said).astype(np.float64)
@@ -52,7 +62,7 @@ def classification(job: Job, model: definition.Model) -> dict[str, Scores]:
 
 
 def summarise(job: Job, model: definition.Model) -> ModelSummary:
-    """Return how well a model classifies the scored split, over its seeds; unknown before it is asked."""
+    """Return how right a model is on the scored split, over its seeds; unknown before it is asked."""
     protocol, tables = job.benchmark.protocol, classification(job, model)
     intervals = bootstrap_means(
         list(tables.values()), confidence=protocol.confidence, resamples=protocol.resamples
@@ -91,9 +101,26 @@ def _laps(found: Mapping[str, Estimate], kind: str) -> tuple[LapSummary, ...]:
     )
 
 
-def _stand_alone(
-    job: Job, model: definition.Model, known: list[dict[str, npt.NDArray[np.float32]]]
-) -> npt.NDArray[np.int64]:
+def _both_ways(known: list[Answers], labels: npt.NDArray[np.int64], n_classes: int) -> dict[str, Scores]:
+    """What every image adds to the measures of the soft and the hard output of BLA, (seeds, images) each."""
+    said = {way: np.stack([one[way].argmax(axis=1) for one in known]) for way in ("soft", "hard")}
+    tables = {f"accuracy_{way}": (answer == labels).astype(np.float64) for way, answer in said.items()}
+    tables["agreement_hard"] = (said["soft"] == said["hard"]).astype(np.float64)
+    tables["selected"] = np.stack([one["selected"] for one in known]).astype(np.float64)
+    if n_classes >= _MANY:
+        tables |= {f"top_5_accuracy_{way}": _among_five(known, way, labels) for way in said}
+    return tables
+
+
+def _among_five(known: list[Answers], way: str, labels: npt.NDArray[np.int64]) -> Scores:
+    """Whether fewer than five classes are answered before the true one, (seeds, images)."""
+    logits = np.stack([one[way] for one in known])
+    true = np.take_along_axis(logits, np.broadcast_to(labels, logits.shape[:2])[..., None], axis=2)
+    among: Scores = ((logits > true).sum(axis=2) < 5).astype(np.float64)
+    return among
+
+
+def _stand_alone(job: Job, model: definition.Model, known: list[Answers]) -> npt.NDArray[np.int64]:
     """The classes that LAPs name alone, (L, seeds, images); L = 0 where there is none that can."""
     none = np.empty((0, len(known), 0), np.int64)
     if model.plug is None:

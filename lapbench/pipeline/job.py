@@ -31,6 +31,8 @@ TRAINING_VERSION = 1
 """Raised when a change of the training code may change the weights it ends with."""
 SCORING_VERSION = 2
 """Raised when a change of the scoring code may change a number."""
+NETWORK = {"model", "lap", "bla"}
+"""Needs of explainers that only a network satisfies."""
 
 Purpose = Literal["train", "fit", "score"]
 
@@ -249,13 +251,12 @@ class Job:
             for model in self.benchmark.models:
                 own = [s for s in subjects if s.model is model and s.randomised == randomised]
                 for explainer in self.benchmark.explainers:
-                    needs = explainers.get(explainer.name).needs
-                    if needs & {"model", "lap"} and not ("lap" in needs and model.plug is None):
+                    if _applies(explainers.get(explainer.name), model):
                         yield RowSource(
                             model, explainer, randomised, tuple(Source(s, explainer) for s in own)
                         )
         for explainer in self.benchmark.explainers:
-            if not explainers.get(explainer.name).needs & {"model", "lap"}:
+            if not explainers.get(explainer.name).needs & NETWORK:
                 yield RowSource(None, explainer, False, (Source(None, explainer),))
 
     def blocks(self, purpose: Purpose) -> list[Block]:
@@ -418,9 +419,16 @@ def pretrained_identity(model: definition.Model) -> str | None:
     return digest_of_file(recipe.pretrained)
 
 
+def _applies(spec: ExplainerSpec, model: definition.Model) -> bool:
+    """Whether a model's network has the layers that an explainer draws its maps from."""
+    missing = {need for need, layers in (("lap", model.plug), ("bla", model.bla)) if layers is None}
+    return bool(spec.needs & NETWORK) and not spec.needs & missing
+
+
 def _structure(model: definition.Model) -> dict[str, Any]:
     entry = architectures.get(model.architecture)
-    return {
+    younger = {"bla": model.bla} if model.bla else {}  # networks without it keep their names
+    return younger | {
         "architecture": entry.name,
         "architecture_version": entry.version,
         "origin": entry.origin,

@@ -47,7 +47,8 @@ def explainers_known() -> Lines:
     for spec in explainers:
         own = "" if spec.native_threshold is None else f"{spec.native_threshold:g}"
         parameters = ", ".join(f"{n}={f.default}" for n, f in spec.parameters.model_fields.items())
-        kind = "control" if spec.control else "needs LAP" if "lap" in spec.needs else "any CNN"
+        layers = [layer.upper() for layer in ("lap", "bla") if layer in spec.needs]
+        kind = "control" if spec.control else f"needs {layers[0]}" if layers else "any CNN"
         lines.append(
             (spec.name, spec.title, str(spec.version), kind, own, parameters, spec.paper, spec.origin)
         )
@@ -64,7 +65,13 @@ def cards() -> list[Lines]:
 
 
 def _card(spec: ExplainerSpec, package: str) -> list[tuple[str, ...]]:
-    kinds = {"model": "the network", "lap": "LAP layers", "masks": "the truth", "ids": "the samples' ids"}
+    kinds = {
+        "model": "the network",
+        "lap": "LAP layers",
+        "bla": "a BLA layer",
+        "masks": "the truth",
+        "ids": "the samples' ids",
+    }
     needs = [text for kind, text in kinds.items() if kind in spec.needs]
     parameters = [f"{name}={field.default!r}" for name, field in spec.parameters.model_fields.items()]
     own = "" if spec.native_threshold is None else f"{spec.native_threshold:g} of its own, and "

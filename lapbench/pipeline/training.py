@@ -63,6 +63,7 @@ def _train(job: Job, model: definition.Model, recipe: definition.Recipe, seed: i
             "model": model.name,
             "architecture": model.architecture,
             "parameters": model.parameters,
+            **({"bla": plain(model.bla)} if model.bla else {}),
             **record.as_dict(),
             "recipe": plain(
                 recipe

@@ -52,6 +52,13 @@ _MEASURES: dict[Task, tuple[str, ...]] = {
     "captions": ("word_accuracy", "caption_accuracy"),
 }
 LAP_COLUMNS = ("model", "layer", "predictivity", "faithfulness")
+BLA_COLUMNS = {
+    "accuracy, soft": "accuracy_soft",
+    "accuracy, hard": "accuracy_hard",
+    "both agree": "agreement_hard",
+    "positions selected": "selected",
+}
+"""Headings, and the measures below them."""
 NEAR_CHANCE = "⚠ near chance: its maps mean little"
 
 
@@ -191,8 +198,10 @@ def render_terminal(leaderboard: Leaderboard) -> "RenderableType":
 
 def model_tables(models: Sequence[ModelSummary]) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
     """Return title, headings and lines of what is said of models, and of LAPs where there are any."""
-    two = [name for name in ("sensitivity", "specificity") if any(name in m.measures for m in models)]
-    columns = ("model", "accuracy", *two, "balanced accuracy", "chance", "images", "seeds", "notes")
+    further = ("sensitivity", "specificity", "top_5_accuracy")
+    two = [name for name in further if any(name in m.measures for m in models)]
+    names = (name.replace("_", " ") for name in two)
+    columns = ("model", "accuracy", *names, "balanced accuracy", "chance", "images", "seeds", "notes")
     lines = [_model_cells(model, two) for model in models]
     for task, measures in _MEASURES.items():
         if any(model.task == task for model in models):
@@ -204,7 +213,16 @@ def model_tables(models: Sequence[ModelSummary]) -> list[tuple[str, tuple[str, .
         for how, found in (("", model.laps), (", read by an MLP", model.laps_read))
         for number, lap in enumerate(found, start=1)
     ]
-    found = [("Models", columns, lines), ("LAPs, each alone", LAP_COLUMNS, laps)]
+    both = [
+        [model.name, *(interval_text(model.measures[name]) for name in BLA_COLUMNS.values())]
+        for model in models
+        if "agreement_hard" in model.measures
+    ]
+    found = [
+        ("Models", columns, lines),
+        ("LAPs, each alone", LAP_COLUMNS, laps),
+        ("BLA, soft and hard", ("model", *BLA_COLUMNS), both),
+    ]
     return [(title, headings, cells) for title, headings, cells in found if cells]
 
 

@@ -230,11 +230,12 @@ class LapSummary(Record):
 class ModelSummary(Record):
     """How well a model answers the scored split: a map from a model that cannot says nothing.
 
-    measures: accuracy, balanced_accuracy and, of two classes, sensitivity and specificity, with their
-    intervals; of landmarks normalised_error (lower is better) and landmark_accuracy, of captions
-    word_accuracy and caption_accuracy. classes: of other tasks, all targets. laps: its LAPs, shallow to deep,
-    where each stands alone. laps_read: the same, as a two-layer network reads their concept features, where
-    the definition asks for one.
+    measures: accuracy, balanced_accuracy and, of two classes, sensitivity and specificity, of ten and more
+    top_5_accuracy, with their intervals; with BLA those of its two outputs, accuracy_soft and accuracy_hard,
+    how often they agree, agreement_hard, and how many positions they select, selected. Of landmarks
+    normalised_error (lower is better) and landmark_accuracy, of captions word_accuracy and caption_accuracy.
+    classes: of other tasks, all targets. laps: its LAPs, shallow to deep, where each stands alone. laps_read:
+    the same, as a two-layer network reads their concept features, where the definition asks for one.
     """
 
     name: Annotated[str, Field(min_length=1)]

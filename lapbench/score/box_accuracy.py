@@ -137,8 +137,7 @@ def to_levels(values: Array) -> IntArray:
     top = scaled.max()
     if top > 0:
         scaled /= top
-    scaled *= 255
-    scaled *= 2**STEPS  # a power of two, which changes no digit
+    scaled *= LEVELS << STEPS  # 255, and a power of two, which changes no digit
     return scaled.astype(np.int64)
 
 
@@ -175,7 +174,7 @@ class _Basins:
     and minus the rightmost, so that all are minima. area: (B, 256) summed likewise.
     """
 
-    of: IntArray
+    of: Array
     peak: IntArray
     parent: IntArray
     death: IntArray
@@ -282,101 +281,88 @@ def _basins(values: IntArray, *, eight: bool) -> _Basins:
     while not np.array_equal(further := climbed[climbed], climbed):
         climbed = further[further]
     summits = np.flatnonzero(climbed == pixels)
-    number = np.empty_like(pixels)
+    number = np.empty(len(pixels), np.int32)
     number[summits] = np.arange(len(summits))
     of = number[climbed]
     levels = (values >> STEPS).astype(np.uint8)
     extent = _extents(of, levels, len(summits))
-    area = _areas(of, keys, shift, len(summits), eight)
+    area = _areas(of.reshape(height, width), levels, len(summits), eight)
     parent, death = _merge(*_saddles(of.reshape(height, width), levels, len(summits), eight), extent, area)
     return _Basins(of, levels.ravel()[summits].astype(np.int64), parent, death, extent, area)
 
 
-def _extents(of: IntArray, levels: npt.NDArray[np.uint8], n: int) -> Array:
+def _extents(of: Array, levels: npt.NDArray[np.uint8], n: int) -> Array:
     """Return where the pixels of each basin at or above each level reach, as `_Basins` keeps it."""
     height, width = levels.shape
-    cell = of * (LEVELS + 1) + levels.ravel()
-    by_column = cell.reshape(height, width).T.ravel()
-    pixels = np.arange(height * width, dtype=np.int32)
-    columns = np.repeat(np.arange(width, dtype=np.int32), height)
+    cell = (of * (LEVELS + 1) + levels.ravel()).astype(np.intp)
+    pixels = np.arange(levels.size, dtype=np.int32)
+    columns = np.tile(np.arange(width, dtype=np.int32), height)
     extent = np.full((4, n * (LEVELS + 1)), np.iinfo(np.int32).max, np.int32)
-    extent[0][cell[::-1]] = pixels[::-1]  # of several that are written the last stays
-    extent[1][by_column[::-1]] = columns[::-1]
-    extent[2][cell] = -pixels
-    extent[3][by_column] = -columns
+    for table, reach in zip(extent, (pixels, columns, -pixels, -columns), strict=True):
+        np.minimum.at(table, cell, reach)
     falling = extent.reshape(4, n, LEVELS + 1)[:, :, ::-1]
     np.minimum.accumulate(falling, axis=2, out=falling)
     return falling[:, :, ::-1]
 
 
-def _areas(of: IntArray, keys: IntArray, shift: int, n: int, components: bool) -> IntArray:
+def _areas(of: Array, levels: npt.NDArray[np.uint8], n: int, components: bool) -> IntArray:
     """Return twice the area that each basin's pixels at or above each level give to contours, (n, 256).
 
     Each square of 2×2 pixels gives a half as soon as three of it are in, and another with the fourth, to a
     component; to a hole a half with the first and a half with the second.
     """
+    shift = n.bit_length()
+    keys = levels.astype(np.int32) << shift | of
     a, b, c, d = keys[:-1, :-1], keys[:-1, 1:], keys[1:, :-1], keys[1:, 1:]
     high, other_high, low, other_low = np.maximum(a, b), np.maximum(c, d), np.minimum(a, b), np.minimum(c, d)
     first, middle = np.maximum(high, other_high), (np.minimum(high, other_high), np.maximum(low, other_low))
-    halves: list[tuple[Array, tuple[Array, ...]]]
     if components:  # where three are in, the highest is one of them
-        halves = [(first, (np.minimum(*middle), np.minimum(low, other_low)))]
+        halves = [(first, np.minimum(*middle)), (first, np.minimum(low, other_low))]
     else:  # two that touch by their corners may be in different holes
         second = np.maximum(*middle)
-        halves = [(first, (first,)), (second, (second,))]
-    area = np.zeros(n * (LEVELS + 1), np.int64)
-    for owner, times in halves:
-        start = of[(owner & (2**shift - 1)).ravel()] * (LEVELS + 1)
-        for time in times:
-            area += np.bincount(start + (time >> shift + STEPS).ravel(), minlength=area.size)
-    return np.asarray(area.reshape(n, LEVELS + 1)[:, ::-1].cumsum(axis=1)[:, ::-1])
+        halves = [(first, first), (second, second)]
+    cells = [(owner & (1 << shift) - 1) * (LEVELS + 1) + (time >> shift) for owner, time in halves]
+    area = np.bincount(np.concatenate(cells).ravel(), minlength=n * (LEVELS + 1)).reshape(n, LEVELS + 1)
+    return np.asarray(area[:, ::-1].cumsum(axis=1)[:, ::-1])
 
 
-def _saddles(
-    of: IntArray, levels: npt.NDArray[np.uint8], n: int, eight: bool
-) -> tuple[IntArray, IntArray, IntArray]:
-    """Return the saddles at which basins merge, the highest first: two basins and the level of each.
+def _saddles(of: Array, levels: npt.NDArray[np.uint8], n: int, eight: bool) -> tuple[IntArray, IntArray]:
+    """Return the highest saddle of each two basins that touch, the highest first: basins (m, 2) and levels.
 
-    Of all saddles between n basins these are the spanning tree of the highest, without those at level 0.
+    Those at level 0 are left out.
     """
-    from scipy.sparse import csr_array  # here: their imports take longer than scoring
-    from scipy.sparse.csgraph import minimum_spanning_tree
-
     here, there, everything = slice(None, -1), slice(1, None), slice(None)
     pairs = [((everything, here), (everything, there)), ((here, everything), (there, everything))]
     if eight:
         pairs += [((here, here), (there, there)), ((here, there), (there, here))]
     found = []
     for one, other in pairs:
-        apart = of[one] != of[other]
-        a, b = of[one][apart], of[other][apart]
-        level = np.minimum(levels[one], levels[other])[apart]
+        apart = np.flatnonzero(of[one] != of[other])
+        y, x = np.divmod(apart, of[one].shape[1])
+        a, b = of[one][y, x].astype(np.int64), of[other][y, x]
+        level = np.minimum(levels[one][y, x], levels[other][y, x])
         found.append(((np.minimum(a, b) * n + np.maximum(a, b)) << 8) | level)
-    packed = np.sort(np.concatenate(found))
-    packed = packed[
-        np.append(packed[1:] >> 8 != packed[:-1] >> 8, True)[: len(packed)]
-    ]  # the highest of each
+    packed = np.sort(np.concatenate(found))[::-1]
+    packed = packed[np.diff(packed >> 8, prepend=-1) != 0]  # the highest of each
     packed = packed[packed & 255 > 0]
-    graph = csr_array((LEVELS + 1 - (packed & 255), np.divmod(packed >> 8, n)), shape=(n, n))
-    tree = minimum_spanning_tree(graph).tocoo()
-    order = np.argsort(tree.data, kind="stable")
-    return tree.row[order], tree.col[order], LEVELS + 1 - tree.data[order].astype(np.int64)
+    packed = packed[np.argsort(-(packed & 255), kind="stable")]
+    return np.stack(np.divmod(packed >> 8, n), axis=1), packed & 255
 
 
-def _merge(
-    ones: IntArray, others: IntArray, levels: IntArray, extent: Array, area: IntArray
-) -> tuple[IntArray, IntArray]:
+def _merge(basins: IntArray, levels: IntArray, extent: Array, area: IntArray) -> tuple[IntArray, IntArray]:
     """Merge basins at their saddles, from the highest down, and enter what is merged into the tables.
 
     Returns for each basin the one that it merges into, and the level; 0 for those that never do.
     """
     n = len(area)
     parent, size, into, death = list(range(n)), [1] * n, list(range(n)), [0] * n
-    for a, b, level in zip(ones.tolist(), others.tolist(), levels.tolist(), strict=True):
+    for (a, b), level in zip(basins.tolist(), levels.tolist(), strict=True):
         while parent[a] != a:
             parent[a] = a = parent[parent[a]]
         while parent[b] != b:
             parent[b] = b = parent[parent[b]]
+        if a == b:
+            continue
         if size[a] > size[b]:
             a, b = b, a
         size[b] += size[a]

@@ -396,12 +396,11 @@ def _near(values: Array, mask: MaskArray, tolerance: float, hit: float) -> float
     """
     if tolerance <= 0 or not hit < 1:
         return hit
-    first = int(values.argmax())
-    peaks = first + np.flatnonzero(values.ravel()[first:] == values.ravel()[first])
+    peaks = np.flatnonzero(values == values.max())
     rows, columns = np.divmod(peaks, values.shape[1])
     reach = math.ceil(tolerance)
-    top, left = max(rows.min() - reach, 0), max(columns.min() - reach, 0)
-    window = mask[top : rows.max() + reach + 1, left : columns.max() + reach + 1]
+    top, left = max(int(rows[0]) - reach, 0), max(int(columns.min()) - reach, 0)
+    window = mask[top : int(rows[-1]) + reach + 1, left : int(columns.max()) + reach + 1]
     if not window.any():
         return 0.0
     if len(rows) == 1:
@@ -417,11 +416,8 @@ def _share(pixels: Pixels) -> float:
     positive = pixels.values
     if pixels.extremes[0] < 0:
         positive = np.maximum(positive, positive.dtype.type(0))
-    total = positive.astype(np.float64).sum()
-    if not total > 0:
-        return math.nan
-    within = positive * pixels.inside.astype(positive.dtype)
-    return float(within.astype(np.float64).sum() / total)
+    total = positive.sum(dtype=np.float64)
+    return float(positive[pixels.inside].sum(dtype=np.float64) / total) if total > 0 else math.nan
 
 
 def _kth_largest(values: Array, k: int) -> np.floating[Any]:

@@ -11,19 +11,20 @@ import numpy as np
 from lapbench.errors import ScoreError
 from lapbench.types import Array, IntArray, MaskArray
 
+_MAGNITUDE = np.int32(2**31 - 1)  # the bits of a float32 but for its sign
+
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """The N pixels of one map in ascending order; of equal ones those outside the truth come first.
+    """The N pixels of one map in ascending order; of equal ones those of the truth come first.
 
-    values: (N,). inside: positions in it of the K pixels of the truth, ascending. starts, ends: where runs of
-    equal values begin and end (half-open).
+    values: (N,). inside: positions in it of the K pixels of the truth, ascending. tied: positions of those
+    that are followed by an equal pixel outside.
     """
 
     values: Array
     inside: IntArray
-    starts: IntArray
-    ends: IntArray
+    tied: IntArray
 
     def beyond(self, thresholds: Array, orientation: Literal[1, -1] = 1) -> tuple[IntArray, IntArray]:
         """Return the pixels strictly above each threshold (below for −1), and those of them in the truth."""
@@ -103,22 +104,25 @@ def rank(values: Array, inside: MaskArray, low: float, high: float) -> Ranked:
     it in 32 bits, which sort fastest.
     """
     if values.dtype != np.float32:
-        order = np.lexsort((inside, values))
+        order = np.lexsort((~inside, values))
         return _ranked(values[order], inside[order])
     keys = (values + np.float32(0)).view(np.int32)  # without −0, which equals 0 and has other bits
-    if low < 0:
-        _swap(keys)
+    if low < 0:  # the larger the bits of a negative number, the lower it is
+        flip = keys >> 31
+        flip &= _MAGNITUDE
+        keys ^= flip
     if low <= -2 or high >= 2:
         keys = keys.astype(np.int64)
     keys <<= 1
-    keys |= inside.astype(keys.dtype)
+    keys |= ~inside
     keys.sort()
-    flags = (keys & 1).astype(np.bool_)
+    outside = keys.astype(np.uint8)
+    outside &= 1
     keys >>= 1
     keys = keys.astype(np.int32, copy=False)
     if low < 0:
-        _swap(keys)
-    return _ranked(keys.view(np.float32), flags)
+        keys[: keys.searchsorted(np.int32(0))] ^= _MAGNITUDE
+    return _ranked(keys.view(np.float32), ~outside.view(np.bool_))
 
 
 def images(maps: Array, masks: MaskArray, ignore: MaskArray | None = None) -> Iterator[Pixels]:
@@ -172,13 +176,6 @@ def check_stacks(maps: Array, masks: Array) -> None:
         )
 
 
-def _swap(bits: Array) -> None:
-    """Turn the bits of float32 into whole numbers in the same order, or those back into bits, in place."""
-    flip = bits >> 31
-    flip &= np.int32(2**31 - 1)
-    bits ^= flip
-
-
 def _not_above(thresholds: Array, dtype: np.dtype[Any]) -> Array:
     """Return the greatest numbers of a type that are not above the thresholds: v > t exactly if v > they."""
     edges = np.asarray(thresholds, dtype)
@@ -186,9 +183,7 @@ def _not_above(thresholds: Array, dtype: np.dtype[Any]) -> Array:
     return np.where(over, np.nextafter(edges, dtype.type(-math.inf)), edges)
 
 
-def _ranked(values: Array, flags: MaskArray) -> Ranked:
-    repeats = np.zeros(len(values) + 1, np.bool_)  # the pixel before
-    np.equal(values[1:], values[:-1], out=repeats[1:-1])
-    starts = np.flatnonzero(repeats[1:] > repeats[:-1])
-    ends = np.flatnonzero(repeats[1:] < repeats[:-1]) + 1
-    return Ranked(values, np.flatnonzero(flags), starts, ends)
+def _ranked(values: Array, inside: MaskArray) -> Ranked:
+    mixed = values[1:] == values[:-1]
+    mixed &= inside[:-1] > inside[1:]
+    return Ranked(values, np.flatnonzero(inside), np.flatnonzero(mixed))

@@ -107,36 +107,24 @@ def best_iou(ranked: Ranked, orientation: Literal[1, -1] = 1) -> float:
     Only cuts just below a pixel of the truth can be best: any other adds pixels outside alone.
     """
     n, k = len(ranked.values), len(ranked.inside)
-    if orientation > 0:
-        first, starts, ends = ranked.inside, ranked.starts, ranked.ends
-    else:  # seen from the other end
-        first = n - 1 - ranked.inside[::-1]
-        starts, ends = n - ranked.ends[::-1], n - ranked.starts[::-1]
-    common = np.arange(k, 0, -1)
-    iou = common / (n + k - first - common)  # with all pixels from `first` on
-    # of equal pixels all are selected or none: a cut takes the whole run, with all that it holds of the truth
-    low, high = first.searchsorted(starts), first.searchsorted(ends)
-    held = high > low
-    low, high, starts = low[held], high[held], starts[held]
-    if low.size:
-        if (high - low > 1).any():
-            steps = np.zeros(k + 1, np.int64)
-            steps[low] += 1
-            steps[high] -= 1
-            iou[np.cumsum(steps[:-1]) > 0] = 0
-        iou[low] = common[low] / (n + k - starts - common[low])
-    return float(iou.max())
+    if orientation > 0:  # of equal pixels the first counts all of them, and the others less
+        common, selected = np.arange(k, 0, -1.0), n - ranked.inside
+    else:
+        common = np.arange(1.0, k + 1)
+        selected = ranked.values.searchsorted(ranked.values[ranked.inside], side="right")
+    return float((common / (k + selected - common)).max())
 
 
 def area_under_curve(ranked: Ranked) -> float:
     """Return the chance that a pixel of the truth scores above one outside; equal scores count half."""
-    n, k = len(ranked.values), len(ranked.inside)
+    n, k, tied = len(ranked.values), len(ranked.inside), ranked.tied
     if k == n:
         return math.nan
-    above = int(ranked.inside.sum()) - k * (k - 1) // 2  # pairs, in a run of equal ones all counted
-    low, high = ranked.inside.searchsorted(ranked.starts), ranked.inside.searchsorted(ranked.ends)
-    tied = (high - low) * (ranked.ends - ranked.starts - (high - low))
-    return (above - int(tied.sum()) / 2) / (k * (n - k))
+    above = int(ranked.inside.sum()) - k * (k - 1) // 2  # pairs, without equal ones
+    start = ranked.values.searchsorted(ranked.values[tied])
+    end = ranked.values.searchsorted(ranked.values[tied], side="right")
+    equal = (tied + 1 - start) * (end - 1 - tied)
+    return (above + int(equal.sum()) / 2) / (k * (n - k))
 
 
 def iou_at(ranked: Ranked, thresholds: Scores, orientation: Literal[1, -1] = 1) -> Scores:
@@ -163,10 +151,17 @@ def _at_or_above_edges(ranked: Ranked, low: float, high: float) -> tuple[IntArra
     The map is brought to [0, 1] as wsolevaluation brings it: less its minimum, by what is then its maximum;
     a flat map is 0.
     """
-    values = ranked.values.astype(np.float64)
-    if low != 0:
-        values -= low
-    if high > low and high - low != 1:
-        values /= high - low
-    first = values.searchsorted(EDGES)
-    return len(ranked.inside) - ranked.inside.searchsorted(first), len(values) - first
+    n, k, spread = len(ranked.values), len(ranked.inside), high - low
+    first = ranked.first_reaching(low + EDGES * spread)
+    reached = _scaled(ranked.values.take(first, mode="clip"), low, spread) >= EDGES
+    missed = _scaled(ranked.values.take(first - 1, mode="clip"), low, spread) < EDGES
+    wrong = ~reached & (first < n) | ~missed & (first > 0)
+    if wrong.any():  # by rounding, which scaling before comparing does not share
+        first[wrong] = _scaled(ranked.values, low, spread).searchsorted(EDGES[wrong])
+    return k - ranked.inside.searchsorted(first), n - first
+
+
+def _scaled(values: Array, low: float, spread: float) -> Scores:
+    """Bring values to [0, 1]; those of a flat map to 0."""
+    scaled = values.astype(np.float64) - low
+    return np.asarray(scaled / spread if spread > 0 else scaled)

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from torch import nn
 
 from lapbench.errors import TrainingError, suggest
-from lapbench.models import lap_layers
+from lapbench.models import bla_layers, lap_layers
 
 
 @contextmanager
 def only(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Let only the named modules learn while inside; "lap" stands for all LAPs, no name for everything.
+    """Let only the named modules learn while inside; "lap" and "bla" stand for such layers, none for all.
 
     Errors: TrainingError for a name that the network has not, or for parts without parameters.
     """
@@ -36,8 +36,8 @@ def rest(model: nn.Module) -> None:
 
 
 def _parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
-    if name == "lap":
-        modules: list[nn.Module] = list(lap_layers(model).values())
+    if name in ("lap", "bla"):
+        modules: list[nn.Module] = [*(lap_layers if name == "lap" else bla_layers)(model).values()]
     else:
         known = dict(model.named_modules())
         if name not in known:

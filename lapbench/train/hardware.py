@@ -24,6 +24,13 @@ class Hardware:
         """How many processes train together."""
         return self.devices if isinstance(self.devices, int) else len(self.devices)
 
+    @property
+    def first(self) -> torch.device:
+        """The device of the first process."""
+        if self.accelerator == "cpu":
+            return torch.device("cpu")
+        return torch.device("cuda", 0 if isinstance(self.devices, int) else self.devices[0])
+
 
 def choose_hardware(device: str, precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"]) -> Hardware:
     """Return the hardware that a device name stands for: auto (every GPU, else the CPU), cpu, cuda, cuda:N.

@@ -33,7 +33,7 @@ from lapbench.train.freezing import rest
 from lapbench.train.hardware import Hardware
 from lapbench.train.images import Batch, Table, ahead, normalise
 from lapbench.train.objective import Objective, asked, map_terms, task_loss
-from lapbench.types import Array, FloatArray, IntArray
+from lapbench.types import Array, FloatArray, IntArray, Task
 
 Progress = Callable[[int, int, str], None]
 """Called as progress(done, total, text) after every step of training."""
@@ -54,8 +54,9 @@ _NOISE = (  # Lightning's remarks on choices that are meant
 class Material:
     """What is learnt from: the tables of the training and the selecting split, their labels and classes.
 
-    measure: from the answers to a split and what they should be (labels, or a batch's answers) to the
-    measures of an epoch by name.
+    normalised: the tables hold what the network takes already, rather than images in [0, 1]. measure: from
+    the answers to a split and what they should be (labels, or a batch's answers) to the measures of an epoch
+    by name.
     """
 
     train: Table
@@ -65,6 +66,12 @@ class Material:
     n_classes: int
     data: Data
     measure: Callable[[FloatArray, Array], dict[str, float]]
+    normalised: bool = False
+    task: Task = "classification"
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Return images from a table as the network takes them."""
+        return images if self.normalised else normalise(images, self.data)
 
 
 @dataclass
@@ -95,11 +102,14 @@ class Lesson(pl.LightningModule):
         seed: int,
         folder: Path,
         progress: Progress | None,
+        tail: nn.Module | None = None,
     ) -> None:
+        """Take the part of the network that the material goes through as tail, where it is not the whole."""
         super().__init__()
         self.model, self.discriminators = model, discriminators
         self.objective, self.material, self.diary = objective, material, diary
         self.seed, self.folder, self.report = seed, folder, progress
+        self._answer = (model if tail is None else tail).__call__  # a method: its modules are the network's
         self._learnt = Tally()
         self._selected = Tally()
         self._answers: list[tuple[Tensor, Tensor]] = []
@@ -223,7 +233,7 @@ class Lesson(pl.LightningModule):
         """Return the weighted total, the terms without their weights, and the answer."""
         task, term, weights = self.objective.task, self.objective.term, self.objective.weights
         if self.recipe.supervision == "none":
-            loss, answer = task_loss(asked(self.model, batch, task), batch, task)
+            loss, answer = task_loss(asked(self._answer, batch, task), batch, task)
             return weights[term] * loss, {term: loss}, answer
         with record_laps(self.model) as records:
             loss, answer = task_loss(asked(self.model, batch, task), batch, task)
@@ -300,7 +310,7 @@ class TrainBatches:
                 positions=places,
                 task=lesson.objective.task,
             )
-            return batch._replace(images=normalise(batch.images, material.data))
+            return batch._replace(images=material.prepared(batch.images))
 
         # class blocks stand one after the other, so every process gets the same share of each class
         yield from ahead(
@@ -322,7 +332,7 @@ class SelectBatches:
     def __iter__(self) -> Iterator[Batch]:
         def make(indices: IntArray) -> Batch:
             batch = self.material.select.take(indices)
-            return batch._replace(images=normalise(batch.images, self.material.data))
+            return batch._replace(images=self.material.prepared(batch.images))
 
         return ahead(partial(make, indices) for indices in self.rows)
 

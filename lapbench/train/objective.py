@@ -83,11 +83,11 @@ def make_discriminators(laps: Mapping[str, LAP]) -> nn.ModuleDict:
     return modules
 
 
-def asked(model: nn.Module, batch: Batch, task: Task) -> Output:
+def asked(model: Callable[..., Output], batch: Batch, task: Task) -> Output:
     """Return what a network says of a batch when it is taught: a captioner is told the words so far."""
     if task == "captions":
-        return cast(Output, model(batch.images, _tokens(batch)))
-    return cast(Output, model(batch.images))
+        return model(batch.images, _tokens(batch))
+    return model(batch.images)
 
 
 def task_loss(output: Output, batch: Batch, task: Task = "classification") -> tuple[Tensor, Tensor]:

@@ -15,9 +15,18 @@ from lapbench.benchmark import Data, Plug, Recipe
 from lapbench.data import Dataset
 from lapbench.digest import digest_of
 from lapbench.errors import TrainingError
-from lapbench.models import Captioner, copy_pretrained, lap_heads, lap_layers, load_weights
+from lapbench.models import (
+    Captioner,
+    bla_layers,
+    copy_pretrained,
+    is_added,
+    lap_heads,
+    lap_layers,
+    load_weights,
+)
 from lapbench.train.batches import check_classes
 from lapbench.train.evaluation import measure
+from lapbench.train.features import on_features
 from lapbench.train.freezing import only
 from lapbench.train.hardware import Hardware, choose_hardware
 from lapbench.train.images import tabulate
@@ -151,7 +160,9 @@ def _learn(
 ) -> None:
     """Train from the first epoch, or from the checkpoint where the diary holds epochs."""
     resumed = bool(diary.epochs)
-    if objective.recipe.pretrained is not None and not resumed:
+    if resumed:
+        model.load_state_dict(diary.best_state)  # of what rests, the state of every epoch
+    elif objective.recipe.pretrained is not None:
         _start_from(model, objective.recipe.pretrained)
     training, selection = dataset[data.train], dataset[data.select]
     if dataset.task != "classification":  # several samples show one image
@@ -163,17 +174,22 @@ def _learn(
         select_labels=selection.labels,
         n_classes=len(dataset.classes),
         data=data,
+        task=dataset.task,
         measure=partial(measure, task=dataset.task, targets=dataset.classes, size=data.image_size),
     )
     if hardware.count > 1:
         progress = None  # the training processes are new ones, and a terminal's bars cannot travel there
     torch.manual_seed(seed)  # for the weights of the scoring modules
     discriminators = make_discriminators(lap_layers(model) if objective.needs_discriminators else {})
-    lesson = Lesson(
-        model, discriminators, objective, material, diary, seed=seed, folder=workdir, progress=progress
-    )
-    lesson.train()
-    fit(lesson, hardware, workdir / CHECKPOINT if resumed else None)
+    recipe = objective.recipe
+    with on_features(model, material, recipe, hardware, folder=workdir, progress=progress) as ready:
+        tail, given = ready
+        lesson = Lesson(
+            model, discriminators, objective, given, diary,
+            seed=seed, folder=workdir, progress=progress, tail=tail,
+        )  # fmt: skip
+        lesson.train()
+        fit(lesson, hardware, workdir / CHECKPOINT if resumed else None)
 
 
 def _untrained(model: nn.Module, recipe: Recipe, key: str) -> Diary:
@@ -186,16 +202,13 @@ def _untrained(model: nn.Module, recipe: Recipe, key: str) -> Diary:
 def _start_from(model: nn.Module, path: Path) -> None:
     """Copy the weights of a network, trained for any classes, into the network.
 
-    Those of a plain network leave its LAPs as they are. A captioner takes those of a classifier into its
-    encoder.
+    Those of a plain network leave its LAP and BLA as they are. A captioner takes those of a classifier into
+    its encoder.
     """
     weights = load_weights(path)
     if isinstance(model, Captioner) and not any(key.startswith("encoder.") for key in weights):
         model = model.encoder
-    laps = tuple(f"{name}." for name in lap_layers(model))
-    copy_pretrained(
-        model, weights, source=str(path), optional=lambda key: bool(laps) and key.startswith(laps)
-    )
+    copy_pretrained(model, weights, source=str(path), optional=lambda key: is_added(model, key))
 
 
 def _for_task(recipe: Recipe, dataset: Dataset) -> Recipe:
@@ -240,7 +253,8 @@ def _objective(model: nn.Module, recipe: Recipe, plug: Plug | None, task: Task) 
 def _key(model: nn.Module, dataset: Dataset, data: Data, recipe: Recipe, plug: Plug | None, seed: int) -> str:
     """Return the digest of what decides a training, apart from the first weights."""
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    return digest_of([dataset.digest, dataset.classes, data, recipe, plug, seed, shapes])
+    settings = [repr(layer) for layer in bla_layers(model).values()]  # those of BLA change no shape
+    return digest_of([dataset.digest, dataset.classes, data, recipe, plug, seed, shapes, *settings])
 
 
 def _read_checkpoint(path: Path, key: str) -> Diary | None:

@@ -176,7 +176,7 @@ def test_a_claimed_size_is_not_trusted(tmp_path, side):
             read(path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 4000), st.integers(0, 255))
 def test_flipped_bytes_give_pixels_or_a_data_error(tmp_path_factory, position, value):
     content = bytearray(png_bytes())
@@ -318,7 +318,7 @@ def area_of_overlap(mask, i, j, size):
     return total / ((y1 - y0) * (x1 - x0))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(3, 12), st.integers(3, 12), st.integers(2, 14), st.integers(2, 14), st.integers(0, 99))
 def test_resized_mask_is_half_covered_pixels_and_loses_nothing(h, w, nh, nw, seed):
     mask = np.random.default_rng(seed).random((h, w)) < 0.4

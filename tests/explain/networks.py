@@ -4,8 +4,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lapbench.benchmark import Concept, Plug
-from lapbench.models.plug import plug
+from lapbench.benchmark import Bla, Concept, Plug
+from lapbench.models.bla import bla_layers
+from lapbench.models.plug import plug, put_bla
 from lapbench.models.zoo import build
 
 
@@ -60,6 +61,15 @@ def plugged(model: nn.Module, **settings: object) -> nn.Module:
     torch.manual_seed(5)
     classes = [f"c{number}" for number in range(4)]
     return plug(model, spec.model_copy(update=settings), classes=classes).eval()
+
+
+def attending(model: nn.Module, **settings: object) -> nn.Module:
+    """Put BLA into a network, whose logits spread about the bound, with temperatures that tell them apart."""
+    torch.manual_seed(6)
+    network = put_bla(model, Bla.model_validate({"temperature": 2.0} | settings)).eval()
+    (layer,) = bla_layers(network).values()
+    nn.init.normal_(layer.score.weight)
+    return network
 
 
 class Untraceable(nn.Module):

@@ -12,7 +12,7 @@ from torchvision.models.inception import BasicConv2d, InceptionA
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.squeezenet import Fire
 
-from explain.networks import images, network, plugged, small_resnet, unsettled
+from explain.networks import attending, images, network, plugged, small_resnet, unsettled
 from lapbench.errors import ExplainerError, NotApplicableError
 from lapbench.explain import check_explainer, passes_of, run_checks
 from lapbench.explain.checks import CHECKS
@@ -29,6 +29,7 @@ SHORT: dict[str | tuple[str, str], dict[str, object]] = {
 }
 """Parameters that make the dearest explainers cheap: the contract does not depend on them."""
 LAPS = {"lap", "lap_all", "lap_average", "lap_geometric"}
+BLAS = {"bla", "bla_selection"}
 
 
 def narrow_resnet() -> nn.Module:
@@ -66,12 +67,14 @@ def narrow_inception() -> nn.Module:
 NARROW = {
     "resnet": narrow_resnet,
     "lap-resnet": lambda: plugged(narrow_resnet(), sites="all"),
+    "bla-resnet": lambda: attending(narrow_resnet(), preset="BLA-T"),
     "squeezenet": narrow_squeezenet,
     "inception": narrow_inception,
 }
 WHOLE: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "resnet18": (lambda: network("resnet18"), 64),
     "lap-resnet18": (lambda: plugged(network("resnet18")), 64),
+    "bla-resnet18": (lambda: attending(network("resnet18")), 96),
     "squeezenet1_1": (lambda: network("squeezenet1_1"), 64),
     # in single precision its gradient is not settled to 1e-3: rounding turns units on and off
     "inception_v3": (lambda: network("inception_v3").double(), 107),
@@ -85,7 +88,10 @@ def built(kind: str) -> nn.Module:
 
 def applicable(kinds: Iterable[str]) -> list[tuple[str, str]]:
     return [
-        (kind, name) for kind in kinds for name in explainers.names() if "lap" in kind or name not in LAPS
+        (kind, name)
+        for kind in kinds
+        for name in explainers.names()
+        if ("lap" in kind or name not in LAPS) and ("bla" in kind or name not in BLAS)
     ]
 
 
@@ -114,6 +120,12 @@ def held(kind: str, name: str, side: int) -> None:
             check_explainer(*case)
     else:
         check_explainer(*case)
+
+
+@pytest.mark.parametrize("name", sorted(BLAS))
+def test_maps_of_bla_do_not_apply_to_networks_without(name: str) -> None:
+    with pytest.raises(NotApplicableError, match=r"this Sequential has no bounded logit attention \(BLA\)"):
+        check_explainer(explainers.get(name), built("lap-resnet"), images(2, 24), TARGET)
 
 
 @pytest.mark.parametrize("name", sorted(LAPS))

@@ -2,9 +2,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lapbench.errors import NotApplicableError
 from lapbench.explain import explain
-from lapbench.explain.lap_differences import _log, _log_weight, _softmax
-from lapbench.explain.multipliers import given_to_winners, rescaled
+from lapbench.explain.canonical import canonical
+from lapbench.explain.differences import differences
+from lapbench.explain.lap_differences import _log, _log_weight
+from lapbench.explain.multipliers import given_to_winners, rescaled, softmax
+from lapbench.explain.tape import Tape, one_hot
+from lapbench.models.bla import BLA, SubsetAttention
 from lapbench.models.lap import LAP, AdaptiveLAP2d, ConceptScoring, LAP2d
 from lapbench.registry import explainers
 
@@ -95,6 +100,46 @@ def test_contributions_through_lap_add_up(kind: str) -> None:
     assert error(On(laps()[kind], batch), batch) < 1e-10
 
 
+BLAS: dict[str, dict[str, object]] = {
+    "bounded": {},
+    "threshold": {"threshold": 0.98},
+    "renormalised": {"threshold": 0.7, "renormalise": True},
+    "linear": {"logits": "linear", "temperature_mode": "divide"},
+    "draws": {"logits": "linear", "draws": 3},
+    "all": {"draws": 2, "threshold": 0.5, "renormalise": True},
+}
+
+
+def bla(**settings: object) -> BLA:
+    torch.manual_seed(0)
+    layer = BLA(6, SubsetAttention(**({"temperature": 1.5} | settings)))  # type: ignore[arg-type]
+    nn.init.normal_(layer.score.weight)
+    return layer.eval()
+
+
+@pytest.mark.parametrize("kind", BLAS)
+def test_contributions_through_bla_add_up(kind: str) -> None:
+    batch = values(3, 3, 9, 7, low=-2, high=2)
+    assert error(On(bla(**BLAS[kind]), batch).eval(), batch) < 1e-10
+
+
+@pytest.mark.parametrize("kind", BLAS)
+def test_multipliers_of_bla_become_derivatives_where_nothing_changes(kind: str) -> None:
+    batch = values(1, 3, 5, 4, low=-2, high=2)
+    network = On(bla(**BLAS[kind]), batch).double().eval()
+    x = batch.clone().requires_grad_()
+    (plain,) = torch.autograd.grad(network(x)[0, 0], x)
+    tape = Tape(canonical(network), batch)
+    found = tape.walk_back(one_hot(tape.logits, torch.tensor([0])), differences, reference=tape)
+    torch.testing.assert_close(found, plain)
+
+
+def test_the_hard_output_of_bla_has_no_multipliers() -> None:
+    batch = values(3, 3, 5, 4)
+    with pytest.raises(NotApplicableError, match="the hard output of BLA does not: explain the soft output"):
+        error(On(bla(output="hard"), batch).eval(), batch)
+
+
 def test_multipliers_of_the_maximum_of_two_numbers_by_hand() -> None:
     """Image (3, 1), reference (0, 2): of 3 − 2 = 1 the image's winner gets all, the reference's nothing."""
     x, x_ = torch.tensor([[3.0, 1.0]]), torch.tensor([[0.0, 2.0]])
@@ -137,12 +182,12 @@ def test_multipliers_of_softmax_are_exact_and_bounded(spread: float) -> None:
     x, x_ = (values(3, 4, 5, 1, seed=seed, low=-spread, high=spread) for seed in (0, 1))
     received = values(3, 4, 5, 1, seed=2, low=-1)
     change = (received * (x.softmax(1) - x_.softmax(1))).sum(1)
-    torch.testing.assert_close((_softmax(received, x, x_) * (x - x_)).sum(1), change)
+    torch.testing.assert_close((softmax(received, x, x_) * (x - x_)).sum(1), change)
     for one in torch.eye(4, dtype=torch.float64):
-        assert _softmax(one.view(1, 4, 1, 1).expand_as(x), x, x_).abs().max() <= 1
+        assert softmax(one.view(1, 4, 1, 1).expand_as(x), x, x_).abs().max() <= 1
 
 
 def test_softmax_without_a_difference_has_its_plain_gradient() -> None:
     x, received = values(3, 4, 5, 1).requires_grad_(), values(3, 4, 5, 1, seed=2)
     (plain,) = torch.autograd.grad(x.softmax(1), x, received)
-    torch.testing.assert_close(_softmax(received, x.detach(), x.detach()), plain)
+    torch.testing.assert_close(softmax(received, x.detach(), x.detach()), plain)

@@ -89,7 +89,7 @@ def test_lap_is_the_formula(options, window):
     torch.testing.assert_close(lap(x), expected, rtol=1e-9, atol=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), seed=st.integers(0, 2**16))
 def test_any_window_is_the_formula(data, seed):
     torch.manual_seed(seed)

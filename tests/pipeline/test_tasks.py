@@ -100,7 +100,7 @@ def definition(folder: Path, task: str) -> Path:
         next(p for p in shipped("data_manifests") if p.stem == data).read_text().partition("[reader.")[0]
     )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{task}.toml").write_text(f"{manifest}[reader.parameters]\ntrain = 48\nval = 2\ntest = 3\n")
+    (folder / f"{task}.toml").write_text(f"{manifest}[reader.parameters]\ntrain = 48\nval = 4\ntest = 3\n")
     decoder = "decoder = { hidden = 8 }\n" if task == "captions" else ""
     text = DEFINITION.replace("TASK", task).replace("DECODER", decoder).replace("MEASURE", MEASURES[task][1])
     (folder / "definition.toml").write_text(text)

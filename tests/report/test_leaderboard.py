@@ -188,7 +188,7 @@ row_lists = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=row_lists, seed=st.randoms())
 def test_what_a_ranking_must_be(rows: list[Row], seed: object) -> None:
     ranked = rank(rows)

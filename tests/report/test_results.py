@@ -68,7 +68,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 finite_or_not = st.floats(allow_nan=True, allow_infinity=True)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     mean=finite_or_not,
     threshold=finite_or_not,

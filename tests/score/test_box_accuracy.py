@@ -101,7 +101,7 @@ def pictures(draw):
 
 
 @given(pictures())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_boxes_of_all_thresholds_equal_floods_of_each(picture):
     values, truth = picture
     largest, best = box_ious(values, truth)

@@ -54,7 +54,7 @@ def stacks(values):
 
 
 @given(stacks(st.one_of(finite, coarse)), st.floats(-2, 2), st.sampled_from([1, -1]))
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_iou_by_threshold_equals_the_loop_over_pixels(stack, threshold, orientation):
     maps, masks = stack
     scores = iou_by_threshold(maps, masks, threshold, orientation)
@@ -73,7 +73,7 @@ def test_iou_by_threshold_equals_the_loop_over_pixels(stack, threshold, orientat
 
 
 @given(stacks(st.one_of(finite, coarse)))
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_top_k_equals_a_stable_sort_of_all_pixels(stack):
     maps, masks = stack
     scores = iou_top_k(maps, masks)
@@ -145,7 +145,7 @@ def test_top_k_iou_follows_from_precision():
 
 
 @given(stacks(st.just(0.0)))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_the_oracle_scores_one(stack):
     _, masks = stack
     has_truth = masks.any(axis=(1, 2))
@@ -167,7 +167,7 @@ def test_a_random_map_scores_the_floor(share):
 
 
 @given(stacks(finite), st.integers(-20, 20))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_scores_lie_in_bounds_and_are_free_of_scale(stack, power):
     maps, masks = stack
     scores = iou_top_k(maps, masks)
@@ -182,7 +182,7 @@ def test_scores_lie_in_bounds_and_are_free_of_scale(stack, power):
 
 
 @given(stacks(st.one_of(finite, coarse)), st.floats(-2, 2), st.sampled_from([1, -1]))
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_one_pass_over_ranked_pixels_equals_score_by_score(stack, threshold, orientation):
     maps, masks = stack
     normal = normalise(maps, masks.shape[1:])
@@ -199,7 +199,7 @@ def test_one_pass_over_ranked_pixels_equals_score_by_score(stack, threshold, ori
 
 
 @given(stacks(st.one_of(finite, coarse)), st.sampled_from([0.0, 1.0, 1.5, 2.0, 5.0]))
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_the_tolerant_pointing_game_equals_a_loop(stack, tolerance):
     maps, masks = stack
     for value, image, mask in zip(pointing_game(maps, masks, tolerance=tolerance), maps, masks, strict=True):
@@ -379,7 +379,7 @@ def test_what_does_not_fit_is_named():
 
 
 @given(stacks(coarse))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_pointing_game_and_energy_equal_the_loops(stack):
     maps, masks = stack
     hits, energy = pointing_game(maps, masks), energy_inside(maps, masks)

@@ -93,7 +93,7 @@ def test_small_objects_keep_a_threshold_inside_the_range():
 
 
 @given(st.integers(1, 7), st.integers(0, 10_000))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_shards_in_any_order_and_division_give_the_same_bits(parts, seed):
     random = np.random.default_rng(seed)
     maps, masks = brighter_inside(n=9, size=(7, 5), seed=seed)
@@ -114,7 +114,7 @@ def test_shards_in_any_order_and_division_give_the_same_bits(parts, seed):
 
 
 @given(hnp.arrays(np.float64, (3, 4, 5), elements=st.floats(-1, 1)), hnp.arrays(np.bool_, (3, 4, 5)))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_streaming_equals_ridge_on_anything(maps, masks):
     ridge, streaming = fit_ridge(maps, masks), StreamingFit().update(maps, masks).compute()
     assert ridge.reason == streaming.reason

@@ -1,0 +1,199 @@
+"""Bounded logit attention: global pooling that selects a subset of positions, which is then the explanation.
+
+"Bounded logit attention: Learning to explain image classifiers" (Baumhauer et al., arXiv 2105.14824). Logits
+that cannot exceed 0 let many positions reach the same maximum, so that the selected subset finds its own
+size. L2X, which BLA is compared with, samples k positions ("Learning to Explain: An Information-Theoretic
+Perspective on Model Interpretation", Chen et al., ICML 2018); on a frozen trunk it is called L2X-F.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lapbench.models.lap import at_least_float32, per_pixel
+
+Output = Literal["soft", "hard"]
+
+_NOISE_SEED = 0
+"""Of the draws that every evaluation shares."""
+
+
+class SubsetAttention(nn.Module):
+    """Differentiable subset selection: logits z (B, …) → weights (B, …) of all but the first axis.
+
+    The value of a position is p = −ReLU(z) ≤ 0 where `logits` are bounded, −z where they are linear. The soft
+    weights are g = softmax(τ p), or softmax(p / τ) where `temperature_mode` is ``divide``. With `draws` = k,
+    Gumbel noise is added to p k times, and g is the largest of the k (L2X's relaxed sample of k positions).
+    `threshold` lets only what exceeds this fraction of the uniform weight through, ReLU(g − t / n);
+    `renormalise` makes the weights add up to 1 again.
+
+    The hard weights are those of the selected positions: all whose p is the maximum, the same for each; with
+    draws the k largest, 1/k each, which positions of the same value share. They pass no gradient.
+    Training uses the soft weights, and so does evaluation, unless `output` is ``hard``. At evaluation the
+    noise is the same for every sample: the network answers the same when it is asked again.
+    """
+
+    def __init__(
+        self,
+        *,
+        logits: Literal["bounded", "linear"] = "bounded",
+        draws: int = 0,
+        temperature: float = 0.1,
+        temperature_mode: Literal["multiply", "divide"] = "multiply",
+        threshold: float = 0.0,
+        renormalise: bool = False,
+        output: Output = "soft",
+    ) -> None:
+        super().__init__()
+        self.logits, self.draws, self.threshold, self.renormalise = logits, draws, threshold, renormalise
+        self.temperature, self.temperature_mode, self.output = temperature, temperature_mode, output
+        # Modules rather than functions: attribution methods that hook non-linearities must see them.
+        self.bound = nn.ReLU()
+        self.excess = nn.ReLU()
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Logits z (B, …) → weights (B, …), at least float32."""
+        return self.soft(logits) if self.training or self.output == "soft" else self.hard(logits)
+
+    def values(self, logits: Tensor) -> Tensor:
+        """Return p (B, …), the higher the more important; 0 is the bound."""
+        z = at_least_float32(logits)
+        return -self.bound(z) if self.logits == "bounded" else -z
+
+    def soft(self, logits: Tensor) -> Tensor:
+        """Return the weights that training learns by."""
+        g = self.scaled(self.noisy(self.values(logits).flatten(1))).softmax(-1).amax(1)
+        if self.threshold:
+            g = self.excess(g - self.threshold / g.shape[1])
+        if self.renormalise:
+            g = g / g.sum(1, keepdim=True)
+        return g.view(logits.shape)
+
+    @torch.no_grad()
+    def hard(self, logits: Tensor) -> Tensor:
+        """Return the weights of the selected positions, 0 elsewhere; they add up to 1."""
+        p = self.values(logits).flatten(1)
+        wanted = min(self.draws, p.shape[1]) if self.draws else 1
+        last = p.topk(wanted, dim=1).values[:, -1:]  # the least value that is selected
+        above, equal = (p > last).to(p), (p == last).to(p)
+        left = wanted - above.sum(1, keepdim=True)
+        return ((above + equal * left / equal.sum(1, keepdim=True)) / wanted).view(logits.shape)
+
+    def noisy(self, p: Tensor) -> Tensor:
+        """Values p (B, n) → (B, k, n), each with its own noise; without draws (B, 1, n), p itself."""
+        if not self.draws:
+            return p.unsqueeze(1)
+        shape = (self.draws, p.shape[1])
+        if self.training:
+            draws = torch.empty(len(p), *shape, dtype=p.dtype, device=p.device).exponential_()
+        else:
+            draws = torch.empty(shape).exponential_(generator=torch.Generator().manual_seed(_NOISE_SEED))
+        return p.unsqueeze(1) - draws.to(p).log()  # −log of an exponential variable has Gumbel's distribution
+
+    def scaled(self, p: Tensor) -> Tensor:
+        """Return what softmax is taken of."""
+        return p * self.temperature if self.temperature_mode == "multiply" else p / self.temperature
+
+    def extra_repr(self) -> str:
+        """Every setting."""
+        names = ("logits", "draws", "temperature", "temperature_mode", "threshold", "renormalise", "output")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+
+class BLA(nn.Module):
+    """Bounded logit attention in the place of global pooling.
+
+    (B, C, H, W) → Σ w·x over the positions, (B, C, 1, 1). A 1×1 convolution gives every position its logit z,
+    and the attention its weight w: see `SubsetAttention`.
+    """
+
+    def __init__(self, in_channels: int, attention: SubsetAttention) -> None:
+        super().__init__()
+        self.in_channels, self.attention = in_channels, attention
+        self.score = nn.Conv2d(in_channels, 1, 1)
+        nn.init.xavier_uniform_(self.score.weight)
+        nn.init.zeros_(self.score.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool x (B, C, H, W) → (B, C, 1, 1)."""
+        return self.pool(x, self.window_weights(x))
+
+    def window_weights(self, x: Tensor) -> Tensor:
+        """Return the weights (B, n, 1, 1) of the n = H·W positions, row by row."""
+        if 0 in x.shape[2:]:
+            raise ValueError(f"BLA needs at least one position, found a map of {x.shape[2]}×{x.shape[3]}")
+        logits = per_pixel(x.flatten(2), self.score).view(len(x), *x.shape[2:])
+        weights: Tensor = self.attention(logits)
+        return weights.view(len(x), -1, 1, 1)
+
+    def pool(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Pool x (B, C, H, W) by given weights (B, n, 1, 1), in x's own dtype."""
+        return (x.flatten(2) @ weights.to(x.dtype).flatten(1).unsqueeze(2)).unsqueeze(3)
+
+
+def bla_layers(model: nn.Module) -> dict[str, BLA]:
+    """The network's BLA modules by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, BLA)}
+
+
+@contextmanager
+def deciding(model: nn.Module, output: Output) -> Iterator[None]:
+    """Let every BLA of the network give this output at evaluation; afterwards each gives its own again."""
+    own = {layer.attention: layer.attention.output for layer in bla_layers(model).values()}
+    try:
+        for attention in own:
+            attention.output = output
+        yield
+    finally:
+        for attention, before in own.items():
+            attention.output = before
+
+
+@dataclass(frozen=True, eq=False)
+class BlaRecord:
+    """What one BLA said of the positions in one forward pass, each (B, H, W).
+
+    values: p. weights: g, the soft weights. selection: the hard weights, 0 for what is not selected. The soft
+    ones keep their graph.
+    """
+
+    name: str
+    values: Tensor
+    weights: Tensor
+    selection: Tensor
+
+    @property
+    def selected(self) -> Tensor:
+        """The set D of selected positions, as bool."""
+        return self.selection > 0
+
+
+@contextmanager
+def record_bla(model: nn.Module) -> Iterator[list[BlaRecord]]:
+    """Record every BLA of the model while inside, in the order they run.
+
+    The list is emptied at each forward pass of the model, so that it always holds the latest pass; the hooks
+    are gone when the block is left, also by an exception.
+    """
+    records: list[BlaRecord] = []
+
+    def recorder(name: str) -> Any:
+        def record(attention: SubsetAttention, args: tuple[Tensor, ...], weights: Tensor) -> None:
+            (z,) = args
+            soft = weights if attention.training or attention.output == "soft" else attention.soft(z)
+            records.append(BlaRecord(name, attention.values(z), soft, attention.hard(z)))
+
+        return record
+
+    handles = [model.register_forward_pre_hook(lambda _module, _args: records.clear())]
+    try:
+        for name, layer in bla_layers(model).items():
+            handles.append(layer.attention.register_forward_hook(recorder(name)))
+        yield records
+    finally:
+        for handle in handles:
+            handle.remove()

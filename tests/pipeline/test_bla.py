@@ -1,0 +1,144 @@
+"""A benchmark of networks with bounded logit attention: trained in stages, explained, scored, reported."""
+
+import numpy as np
+import pytest
+import torch
+
+from lapbench import pipeline
+from lapbench.models import deciding, load_weights
+from lapbench.models.predict import answer
+from lapbench.models.weights import load_record
+from lapbench.pipeline.classification import classification
+from lapbench.pipeline.explaining import read_answers
+from lapbench.pipeline.job import Subject
+from lapbench.pipeline.networks import load_network
+from lapbench.report.leaderboard import render_markdown
+from tests.pipeline import tiny
+
+NETWORK = """
+architecture = "resnet18"
+parameters = { width = 4, blocks = [1, 1, 1, 1], stem = "3x3", stem_stride = 1, stem_pool = false }
+"""
+
+
+def attending(name: str, preset: str, learning: str, more: str = "") -> str:
+    return f"""
+[[models]]
+name = "{name}"
+{NETWORK}
+[models.bla]
+preset = "{preset}"
+{more}
+[models.recipe]
+start = "plain"
+learning = {learning}
+epochs = 2
+iterations = 3
+batch_size = 16
+learning_rate = 1e-2
+
+"""
+
+
+EXPLAINERS = (
+    "bla",
+    "bla_selection",
+    "lap",
+    "grad_cam",
+    "guided_backprop",
+    "deeplift",
+    "relevance_cam",
+    "cam",
+)
+
+
+def definition() -> str:
+    text = tiny.without_models(tiny.DEFINITION, "WS-LAP").replace("stem_stride = 2", "stem_stride = 1")
+    models = [
+        attending("BLA-PH", "BLA-PH", '["bla"]'),
+        attending("BLA-T", "BLA-T", '["bla", "fc"]'),
+        attending("L2X-F", "L2X-F", '["bla", "fc"]', "draws = 3"),
+    ]
+    text = tiny.with_explainers(text, *EXPLAINERS)
+    return text.replace("[[explainers]]", "".join(models) + "[[explainers]]", 1)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bla")
+    job = tiny.job(tiny.write_definition(folder, text=definition()), folder)
+    return job, pipeline.run(job)
+
+
+def test_only_what_the_recipe_names_has_learnt(done):
+    job, _ = done
+    weights = {m.name: load_weights(job.weights(m, 0)) for m in job.benchmark.models}
+    plain = weights.pop("plain")
+    for name, state in weights.items():
+        moved = {key for key, value in plain.items() if not torch.equal(value, state[key])}
+        assert moved == (set() if name == "BLA-PH" else {"fc.weight", "fc.bias"})
+        assert set(state) - set(plain) == {"avgpool.score.weight", "avgpool.score.bias"}
+    record = load_record(job.weights(job.benchmark.models[1], 0))
+    assert record["bla"]["preset"] == "BLA-PH" and record["recipe"]["start"] == "plain"
+
+
+def test_every_explainer_that_applies_has_a_row(done):
+    _, leaderboard = done
+    rows = {(row.model, row.explainer) for row in leaderboard.rows if not row.randomised}
+    for model in ("BLA-PH", "BLA-T", "L2X-F"):
+        assert {(model, row) for row in ("BLA", "BLA selection", "Grad-CAM", "DeepLIFT", "CAM")} <= rows
+    assert not {("plain", "BLA"), ("BLA-T", "LAP")} & rows
+    own = [row for row in leaderboard.rows if row.selection == "native"]
+    assert {row.explainer for row in own} == {"BLA selection"}
+    assert all(row.complete for row in leaderboard.rows)
+
+
+def test_soft_and_hard_are_measures_of_the_model(done):
+    job, leaderboard = done
+    labels = job.considered("score").labels
+    for summary in leaderboard.models:
+        assert ("selected" in summary.measures) == (summary.name != "plain")
+    for model in job.benchmark.models[1:]:
+        subject = Subject(model, 0, job.weights(model, 0))
+        network = load_network(job, subject)
+        tables = classification(job, model)
+        answers = read_answers(job, subject, "score")
+        images = torch.from_numpy(np.stack([job.considered("score")[i].image for i in range(len(labels))]))
+        with torch.no_grad():
+            soft = network((images - 0.5) / 0.25)
+            with deciding(network, "hard"):
+                hard = network((images - 0.5) / 0.25)
+        torch.testing.assert_close(torch.from_numpy(answers["hard"]), hard, rtol=1e-4, atol=1e-5)
+        said, said_hard = soft.argmax(1).numpy(), hard.argmax(1).numpy()
+        assert (tables["accuracy_hard"][0] == (said_hard == labels)).all()
+        assert (tables["accuracy_soft"][0] == tables["accuracy"][0]).all()
+        assert (tables["agreement_hard"][0] == (said == said_hard)).all()
+        assert tables["selected"][0].min() >= (3 if model.name == "L2X-F" else 1)
+    text = render_markdown(leaderboard)
+    assert "positions selected" in text and "| BLA-PH |" in text
+
+
+def test_what_is_done_is_not_done_again(done):
+    job, leaderboard = done
+    before = tiny.files(job.workspace.cache)
+    again = pipeline.run(tiny.job(job.benchmark, job.workspace.cache.parent, out="again"))
+    assert tiny.files(job.workspace.cache) == before
+    assert [row.key for row in again.rows] == [row.key for row in leaderboard.rows]
+
+
+def test_the_hard_output_is_another_network_with_the_same_measures(done):
+    job, _ = done
+    model = job.benchmark.models[2]
+    other = model.model_copy(update={"bla": model.bla.model_copy(update={"output": "hard"})})
+    soft, hard = (Subject(one, 0, job.weights(model, 0)) for one in (model, other))
+    images = torch.randn(4, 1, 32, 32)
+    found, expected = (answer(load_network(job, subject), images) for subject in (hard, soft))
+    assert torch.equal(found.logits, expected.hard) and torch.equal(found.soft, expected.logits)
+    assert torch.equal(found.selected, expected.selected)
+    assert hard.identity() != soft.identity()
+
+
+def test_networks_without_it_keep_their_names(tmp_path):
+    job = tiny.job(tiny.write_definition(tmp_path), tmp_path)
+    plain = job.benchmark.models[1]
+    assert "bla" not in Subject(plain, 0, tmp_path / "tiny.toml").identity()
