@@ -305,8 +305,17 @@ class ConceptMLP(Table):
     target: Literal["truth", "each"] = "truth"  # open
 
 
+class Decoder(Table):
+    """What writes captions: a recurrent network (GRU), to which the architecture gives features."""
+
+    hidden: PositiveInt = 128  # features, and numbers in the state
+
+
 class Model(Table):
-    """A network to be explained: an architecture with either a recipe or given weights."""
+    """A network to be explained: an architecture with either a recipe or given weights.
+
+    decoder: of networks that write captions.
+    """
 
     name: RowName
     architecture: str
@@ -315,6 +324,7 @@ class Model(Table):
     bla: Bla | None = None
     antehoc: AnteHoc | None = None
     concept_mlp: ConceptMLP | None = None
+    decoder: Decoder | None = None
     recipe: Recipe | None = None
     weights: Path | None = None
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
@@ -428,7 +438,8 @@ class Term(Table):
     measure: iou, pointing_game, energy or any other score of a row; of a model accuracy, balanced_accuracy,
     sensitivity, specificity, top_5_accuracy, or of its LAP number l alone predictivity_l and faithfulness_l,
     as a concept_mlp reads it mlp_predictivity_l and mlp_faithfulness_l, or of BLA accuracy_soft,
-    accuracy_hard, agreement_hard and selected.
+    accuracy_hard, agreement_hard and selected; of landmarks landmark_accuracy and normalised_error, of
+    captions word_accuracy and caption_accuracy.
     """
 
     model: str

@@ -1,7 +1,7 @@
 """The words of the house as types: boxes, samples, and what arrays hold."""
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,8 @@ MaskArray: TypeAlias = npt.NDArray[np.bool_]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 """int64: labels, targets, indices."""
 Array: TypeAlias = npt.NDArray[Any]
+Task: TypeAlias = Literal["classification", "landmarks", "captions"]
+"""What a network answers: classes, the coordinates of landmarks, or a caption."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,9 @@ class Sample:
     """One image with its truth, everything at the size that the network sees.
 
     id: unique within the data set, stable across machines. image: (C, H, W) float32 in [0, 1], C = 1 or 3.
-    label: index into the data set's classes. boxes: in pixels of this image. mask: the ground truth as
-    (H, W) bool: the union of the boxes, or the annotated mask; all False where nothing is annotated.
+    label: index into the data set's classes, or into its other targets. boxes: in pixels of this image. mask:
+    the ground truth as (H, W) bool: the union of the boxes, or the annotated mask; all False where nothing is
+    annotated.
     """
 
     id: str

@@ -1,15 +1,19 @@
 """The annotation of a data set: what its reader says of all of its images, held against the manifest."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lapbench.data.captions import check_caption
 from lapbench.data.class_list import read_class_list
+from lapbench.data.landmarks import check_points
 from lapbench.data.manifest import ClassList, Manifest
 from lapbench.data.paths import describe_folder, inside
 from lapbench.data.record import Record
 from lapbench.digest import digest_of_file
 from lapbench.errors import DataError, suggest
 from lapbench.registry import readers
+from lapbench.types import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ def read_annotation(manifest: Manifest, root: Path | None) -> Annotation:
     known, kept, dropped = frozenset(classes), [], dict[str, int]()
     for record in records:
         if record.label in known:
+            _check_answer(record, manifest.task, classes)
             kept.append(record)
         elif manifest.unlisted == "drop":
             dropped[record.label] = dropped.get(record.label, 0) + 1
@@ -63,6 +68,22 @@ def read_annotation(manifest: Manifest, root: Path | None) -> Annotation:
             f" the labels found are {', '.join(sorted(dropped)[:6])}"
         )
     return Annotation(classes, tuple(kept), dropped)
+
+
+def _check_answer(record: Record, task: Task, targets: Sequence[str]) -> None:
+    """Errors: DataError where a record does not hold what a network is to answer, or more than that."""
+    try:
+        if task == "landmarks":
+            check_points(record.answer, targets)
+        elif task == "captions":
+            check_caption(record.answer, targets, record.label)
+        elif record.answer:
+            raise ValueError(
+                "the reader gives more to answer than a class: name its task, landmarks or captions, in the"
+                " manifest"
+            )
+    except ValueError as error:
+        raise DataError(f"{record.where or f'sample {record.id!r}'}: {error}") from None
 
 
 def named_files(manifest: Manifest, root: Path | None) -> list[FileDigest]:

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 from lapbench.data.annotation import named_files, read_annotation
 from lapbench.data.boxes import clip
 from lapbench.data.images import read_image, read_size
+from lapbench.data.landmarks import outside
 from lapbench.data.manifest import Manifest
 from lapbench.data.paths import describe_folder, find_root
 from lapbench.data.record import Drawn, Record
@@ -118,6 +119,7 @@ def check_data(
         _unreadable(pictures, decode=decode),
         _sizes(there, pictures),
         *_boxes(there, pictures),
+        *([_landmarks(there, pictures)] if manifest.task == "landmarks" else []),
         count_rows(divided),
         _torn(divided),
         *_duplicates(divided, pictures),
@@ -185,6 +187,7 @@ def _digest(records: Iterable[Record], pictures: Pictures) -> str:
                 r.id, r.label, pictures[r.source].digest if r.source in pictures else "",
                 [[box.x0, box.y0, box.x1, box.y1] for box in r.boxes], r.window,
                 [pictures[r.mask.path].digest, r.mask.value] if r.mask and r.mask.path in pictures else "",
+                *([r.answer] if r.answer else []),
             ]
             for r in records
         ]
@@ -266,6 +269,17 @@ def _boxes(records: Sequence[Record], pictures: Pictures) -> Iterator[Finding]:
     yield Finding(state, "boxes outside their images", _some(outside))
     if beyond:
         yield Finding("note", "boxes cut at the border", _some(beyond))
+
+
+def _landmarks(records: Sequence[Record], pictures: Pictures) -> Finding:
+    """Find the landmarks that lie outside of their images."""
+    beyond = [
+        f"{record.where or record.id}: ({x:g}, {y:g})"
+        for record in records
+        if not pictures[record.source].fault
+        for x, y in outside(record.answer, pictures[record.source].size)
+    ]
+    return Finding("fault" if beyond else "ok", "landmarks outside their images", _some(beyond))
 
 
 def count_rows(divided: Divided) -> Finding:

@@ -11,15 +11,17 @@ import numpy as np
 
 from lapbench.data import boxes as _boxes
 from lapbench.data.annotation import check_named_files, read_annotation
+from lapbench.data.captions import padded
 from lapbench.data.images import fit, from_bytes, read_image, read_mask, read_resized, reduction, resize_mask
 from lapbench.data.inspection import Inspector
+from lapbench.data.landmarks import fractions, outside
 from lapbench.data.manifest import Manifest
 from lapbench.data.paths import find_root
 from lapbench.data.record import Drawn, MaskFile, Record
 from lapbench.data.splits import divide, mixed
 from lapbench.digest import digest_of
 from lapbench.errors import DataError, UnknownNameError
-from lapbench.types import Box, FloatArray, IntArray, MaskArray, Sample
+from lapbench.types import Box, FloatArray, IntArray, MaskArray, Sample, Task
 
 PIXELS_VERSION = 1
 """Raised whenever decoding, resizing or rasterising changes a pixel."""
@@ -39,11 +41,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class View:
-    """How samples are shown: height and width, 1 or 3 channels, and the class names that give labels."""
+    """How samples are shown: height and width, 1 or 3 channels, and the class names that give labels.
+
+    task: what is to be answered, in answer_size numbers an image; 0 where that is the label alone.
+    """
 
     image_size: tuple[int, int]
     channels: Literal[1, 3]
     classes: tuple[str, ...]
+    task: Task = "classification"
+    answer_size: int = 0
 
 
 class Split(Sequence[Sample]):
@@ -81,6 +88,36 @@ class Split(Sequence[Sample]):
         return np.array([numbers[entry.record.label] for entry in self.entries], np.int64)
 
     @cached_property
+    def answers(self) -> FloatArray:
+        """What a network is to answer (n, m), without decoding images.
+
+        Landmarks x0, y0, x1, y1 and so on as fractions of the network's image; the numbers of a caption's
+        words, filled up with 0; m = 0 of classification.
+        """
+        own = [entry.record.answer for entry in self.entries]
+        if self.view.task == "landmarks":
+            pairs = zip(own, self.entries, strict=True)
+            return np.stack([fractions(answer, _window(entry)) for answer, entry in pairs])
+        return padded(own, self.view.answer_size)
+
+    @cached_property
+    def first_of_image(self) -> IntArray:
+        """The positions of the first sample of every image (k,): other tasks have several for one image."""
+        first: dict[tuple[Path | str, object], int] = {}
+        for position, entry in enumerate(self.entries):
+            source = entry.record.source
+            shown = source.digest if isinstance(source, Drawn) else source
+            first.setdefault((shown, entry.record.window), position)
+        return np.array(list(first.values()), np.int64)
+
+    def by_image(self) -> "Split":
+        """Return the split with the first sample of every image alone."""
+        positions = self.first_of_image
+        known = None if self.decoded is None else self.decoded[positions]
+        entries = [self.entries[position] for position in positions.tolist()]
+        return Split(self.name, entries, self.view, decoded=known, keep_in=self.keep_in)
+
+    @cached_property
     def has_truth(self) -> MaskArray:
         """Whether the mask holds a pixel (n,), known without decoding images; mask files are decoded once."""
         return np.array([_has_truth(entry) for entry in self.entries], bool)
@@ -89,9 +126,10 @@ class Split(Sequence[Sample]):
     def digest(self) -> str:
         """The name of everything that decides the pixels, labels and masks of this split, in order."""
         view = [PIXELS_VERSION, self.view.image_size, self.view.channels, self.view.classes]
+        task = [self.view.task, self.view.answer_size] if self.view.answer_size else []
         reductions = [self._reduction(entry) for entry in self.entries]
         decoding = [reductions] if any(divisor > 1 for divisor in reductions) else []
-        return digest_of(["split", view, [entry.digest for entry in self.entries], *decoding])
+        return digest_of(["split", view, [entry.digest for entry in self.entries], *decoding, *task])
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -161,6 +199,8 @@ class Split(Sequence[Sample]):
 class Dataset:
     """A data set at one size. digest: the name of everything that decides its pixels and truth.
 
+    task: what a network answers. answer_size: in how many numbers, where that is not a class: two a landmark,
+    or the words of the longest caption and its end.
     n_missing: annotated images that were not there and were left out, as the manifest allows. n_clipped:
     boxes that reached beyond their image and were cut. n_outside: boxes wholly outside, which are left out.
     """
@@ -170,6 +210,8 @@ class Dataset:
     classes: tuple[str, ...]
     digest: str
     parts: dict[str, Split]
+    task: Task = "classification"
+    answer_size: int = 0
     n_missing: int = 0
     n_clipped: int = 0
     n_outside: int = 0
@@ -208,7 +250,9 @@ def open_dataset(
     check_named_files(manifest, folder)
     annotation = read_annotation(manifest, folder)
     divided, n_missing = _present(divide(annotation.records, manifest.splits, folder), manifest.may_miss)
-    view = View(image_size, channels, annotation.classes)
+    longest = max(len(record.answer) for record in annotation.records)
+    answer_size = longest + (manifest.task == "captions")
+    view = View(image_size, channels, annotation.classes, manifest.task, answer_size)
     counts = {"n_missing": n_missing, "n_clipped": 0, "n_outside": 0}
     inspector = Inspector(digest_cache)
     parts = {}
@@ -218,11 +262,20 @@ def open_dataset(
             raise DataError(
                 f"data set {manifest.name!r}: not one image of split {name!r} is there, looked under {folder}"
             )
-        entries = [_inspect(record, inspector, counts) for record in kept]
+        entries = [_inspect(record, manifest.task, inspector, counts) for record in kept]
         parts[name] = Split(name, entries, view, keep_in=decoded_cache)
     inspector.save()
     digest = digest_of([manifest.name, manifest.version, {name: part.digest for name, part in parts.items()}])
-    return Dataset(manifest.name, manifest.version, annotation.classes, digest, parts, **counts)
+    return Dataset(
+        manifest.name,
+        manifest.version,
+        annotation.classes,
+        digest,
+        parts,
+        manifest.task,
+        answer_size,
+        **counts,
+    )
 
 
 def seen(boxes: Sequence[Box], window: tuple[int, int, int, int]) -> list[Box]:
@@ -251,7 +304,7 @@ def _present(divided: Mapping[str, Sequence[Record]], may_miss: float) -> tuple[
     return present, len(missing)
 
 
-def _inspect(record: Record, inspector: Inspector, counts: dict[str, int]) -> Entry:
+def _inspect(record: Record, task: Task, inspector: Inspector, counts: dict[str, int]) -> Entry:
     """Learn size and digest of a record's files, clip its boxes to the image and count what was cut."""
     if isinstance(record.source, Drawn):
         size, digest = record.source.size, record.source.digest
@@ -259,13 +312,20 @@ def _inspect(record: Record, inspector: Inspector, counts: dict[str, int]) -> En
         known = inspector.inspect(record.source)
         size, digest = known.size, known.digest
     _check_size(record, size, inspector)
+    if task == "landmarks" and (beyond := outside(record.answer, size)):
+        raise DataError(
+            f"{record.where or f'sample {record.id!r}'}: the landmark at ({beyond[0][0]:g}, {beyond[0][1]:g})"
+            f" lies outside the image {size[1]} wide and {size[0]} high: correct it, or leave the image out"
+        )
     boxes = seen(record.boxes, (0, 0, size[1], size[0]))
     counts["n_outside"] += len(record.boxes) - len(boxes)
     counts["n_clipped"] += sum(box not in record.boxes for box in boxes)
     clipped = replace(record, boxes=tuple(boxes))
     truth = [[box.x0, box.y0, box.x1, box.y1] for box in boxes]
     mask = [inspector.inspect(record.mask.path).digest, record.mask.value] if record.mask else None
-    return Entry(clipped, size, digest_of([record.id, record.label, digest, truth, mask, record.window]))
+    answer = [record.answer] if record.answer else []  # data sets without keep their names
+    named = [record.id, record.label, digest, truth, mask, record.window, *answer]
+    return Entry(clipped, size, digest_of(named))
 
 
 def _check_size(record: Record, size: tuple[int, int], inspector: Inspector) -> None:

@@ -2,8 +2,7 @@
 
 The question is whether one target digit is there; every other digit is a distractor of the same size and
 brightness, so that neither brightness nor the number of objects gives the answer away. All arithmetic is on
-integers (matrix products run in float64 on integers below 2^53, which is exact in any order), and chance is
-SHAKE-256 of the id: the same bytes on every machine and with every version of NumPy.
+integers, as that of `lapbench.data.canvas`: the same bytes on every machine.
 
 The handwriting is the test part of the UCI data set "Optical Recognition of Handwritten Digits" (Alpaydin and
 Kaynak, 1998), 1797 images of 8×8 pixels, as scikit-learn ships it.
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from lapbench.data.canvas import Chance, texture, with_noise
 from lapbench.data.record import Drawn, Record
 from lapbench.digest import digest_of
 from lapbench.errors import DataError, DefinitionError
@@ -64,30 +64,6 @@ class Placed:
         return Box(self.x, self.y, self.x + width, self.y + height)
 
 
-class Chance:
-    """Integers from SHAKE-256 of a text, one after the other, without end."""
-
-    def __init__(self, text: str) -> None:
-        self._stream = hashlib.shake_256(text.encode())
-        self._bytes = self._stream.digest(256)
-        self._at = 0
-
-    def below(self, n: int) -> int:
-        """Return an integer in [0, n); 32 bits of chance each."""
-        return int.from_bytes(self.take(4), "little") * n >> 32
-
-    def between(self, low: int, high: int) -> int:
-        """Return an integer in [low, high], both included."""
-        return low + self.below(high - low + 1)
-
-    def take(self, n: int) -> bytes:
-        """Return the next n bytes."""
-        start, self._at = self._at, self._at + n
-        if self._at > len(self._bytes):
-            self._bytes = self._stream.digest(2 * self._at)  # a longer digest begins with the shorter one
-        return self._bytes[start : self._at]
-
-
 @reader("digits", version=VERSION)
 def read_digits(
     root: Path | None,  # noqa: ARG001 - every reader takes a root; this one needs no files
@@ -122,13 +98,13 @@ def read_digits(
 
 def draw(name: str, scene: Scene) -> Array:
     """Return the image of that id: (canvas, canvas) uint8."""
-    canvas = _texture(name, scene.canvas)
+    canvas = texture(Chance(f"lapbench digits {VERSION} texture {name}"), scene.canvas)
     for placed in lay_out(name, scene):
         height, width = placed.opacity.shape
         spot = canvas[placed.y : placed.y + height, placed.x : placed.x + width]
         opacity = placed.opacity.astype(np.int32)
         spot[:] = (spot * (255 - opacity) + placed.brightness * opacity + 127) // 255
-    return _with_noise(canvas, name)
+    return with_noise(canvas, Chance(f"lapbench digits {VERSION} noise {name}"))
 
 
 def lay_out(name: str, scene: Scene) -> list[Placed]:
@@ -160,37 +136,6 @@ def lay_out(name: str, scene: Scene) -> list[Placed]:
 
 def _apart(a: Box, b: Box) -> bool:
     return a.x1 < b.x0 or b.x1 < a.x0 or a.y1 < b.y0 or b.y1 < a.y0
-
-
-def _texture(name: str, side: int) -> npt.NDArray[np.int32]:
-    """Return smooth noise in three octaves, its level and contrast drawn per image."""
-    chance = Chance(f"lapbench digits {VERSION} texture {name}")
-    total = np.full((side, side), chance.between(15, 60) * 255 * 256.0)
-    for step, strongest in ((16, 60), (8, 45), (4, 30)):
-        weights = _blend(side, step)
-        nodes = weights.shape[1]
-        lattice = np.frombuffer(chance.take(nodes * nodes), np.uint8).reshape(nodes, nodes).astype(np.float64)
-        strength = chance.between(strongest // 5, strongest)
-        total += (weights @ lattice @ weights.T) * (strength * (256 // step**2))
-    return (total.astype(np.int64) // (255 * 256)).astype(np.int32)
-
-
-def _with_noise(canvas: npt.NDArray[np.int32], name: str) -> Array:
-    """Add fine noise, its strength drawn per image, and return bytes."""
-    chance = Chance(f"lapbench digits {VERSION} noise {name}")
-    strength = chance.between(6, 32)
-    noise = np.frombuffer(chance.take(canvas.size), np.uint8).reshape(canvas.shape).astype(np.int32) - 128
-    return np.clip(canvas + (noise * strength >> 7), 0, 255).astype(np.uint8)
-
-
-@cache
-def _blend(side: int, step: int) -> npt.NDArray[np.float64]:
-    """Return (side, nodes): linear interpolation between nodes ``step`` apart, times ``step``."""
-    matrix = np.zeros((side, (side - 1) // step + 2))
-    at = np.arange(side)
-    matrix[at, at // step] = step - at % step
-    matrix[at, at // step + 1] = at % step
-    return matrix
 
 
 @cache

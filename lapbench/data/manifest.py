@@ -6,9 +6,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from lapbench.benchmark import shipped
+from lapbench.data.captions import check_vocabulary
+from lapbench.data.landmarks import landmark_names
 from lapbench.errors import UnknownNameError
 from lapbench.registry import check_parameters, readers
 from lapbench.toml import Table, read_toml
+from lapbench.types import Task
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -70,7 +73,9 @@ class ClassList(Table):
 class Manifest(Table):
     """What a data set is.
 
-    classes: their order gives the labels; or class_list: the file that lists them. folder: where the data
+    task: what a network answers. classes: their order gives the labels; or class_list: the file that lists
+    them. Of landmarks they are the coordinates, NAME_x and NAME_y for each; of captions the vocabulary, whose
+    first entry is ``<end>``. folder: where the data
     lies under a data root that holds several data sets. root: the data root where neither an option nor the
     environment names one, relative to the manifest. unlisted: whether a sample whose label is no class is
     refused, or dropped on purpose (the third class of a two-class task). embedded: the reader makes the
@@ -86,6 +91,7 @@ class Manifest(Table):
     licence: str
     url: str = ""
     citation: str = ""
+    task: Task = "classification"
     classes: tuple[str, ...] = ()
     class_list: ClassList | None = None
     unlisted: Literal["refuse", "drop"] = "refuse"
@@ -103,6 +109,10 @@ class Manifest(Table):
             raise ValueError("give either classes or class_list")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"class names must differ (found {list(self.classes)})")
+        if self.task != "classification":
+            if self.class_list is not None:
+                raise ValueError(f"task {self.task!r}: name the targets in classes, not in class_list")
+            {"landmarks": landmark_names, "captions": check_vocabulary}[self.task](self.classes)
         if self.embedded and (self.folder or self.root or self.files or self.class_list):
             raise ValueError("an embedded data set has no folder, root, files or class_list")
         _check_shares(self.splits)

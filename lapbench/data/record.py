@@ -1,7 +1,7 @@
 """What a reader says about one image, before anything is decoded."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lapbench.types import Array, Box
@@ -35,11 +35,14 @@ class Record:
     """One sample as its annotation states it.
 
     id: unique within the data set. split: as the annotation names it; "" where it names none. label: a class
-    name. source: the image file, or pixels to be drawn. boxes: half-open, in pixels of the whole displayed
-    image (after EXIF rotation). mask: takes the place of boxes as truth. window: the part (x0, y0, x1, y1) of
-    the image that is the sample, None: all. group: what splits may not tear apart (patient, board); "": the
-    id. declared_size: the height and width that the annotation claims, checked against the file. where: the
-    file and row that errors name.
+    name; of other tasks the target that the truth belongs to, a landmark's coordinate or a word. source: the
+    image file, or pixels to be drawn. boxes: half-open, in pixels of the whole displayed image (after EXIF
+    rotation). mask: takes the place of boxes as truth. window: the part (x0, y0, x1, y1) of the image that is
+    the sample, None: all. group: what splits may not tear apart (patient, board); "": the id. declared_size:
+    the height and width that the annotation claims, checked against the file. where: the file and row that
+    errors name. answer: all that a network is to answer about the image, where that is more than the label:
+    landmarks x0, y0, x1, y1 and so on in pixels of the whole displayed image, or the numbers of a caption's
+    words.
     """
 
     id: str
@@ -52,8 +55,23 @@ class Record:
     group: str = ""
     declared_size: tuple[int, int] | None = None
     where: str = ""
+    answer: tuple[float, ...] = ()
 
     @property
     def unit(self) -> str:
         """What splits keep whole: the group, or the sample itself."""
         return self.group or self.id
+
+
+def with_targets(image: Record, truth: Sequence[tuple[str, Box]], number: int) -> Iterator[Record]:
+    """Yield an image once for each of its targets, whose box is the truth; a training image only once.
+
+    truth: the targets and their boxes. number: of the image, which decides the target of a training image:
+    they take turns, so that all are seen.
+    """
+    if image.split == "train":
+        target, box = truth[number % len(truth)]
+        yield replace(image, label=target, boxes=(box,), group=image.unit)
+        return
+    for target, box in truth:
+        yield replace(image, id=f"{image.id}/{target}", label=target, boxes=(box,), group=image.unit)

@@ -1,6 +1,7 @@
 """LAP, its relatives and BLA, the networks that carry them, and their weights."""
 
 from lapbench.models.bla import BLA, BlaRecord, SubsetAttention, bla_layers, deciding, record_bla
+from lapbench.models.captioner import Captioner
 from lapbench.models.lap import LAP, AdaptiveLAP2d, ConceptScoring, LAP2d, LapRecord, record_laps
 from lapbench.models.lip import LIP
 from lapbench.models.plug import (
@@ -36,6 +37,7 @@ __all__ = [
     "LIP",
     "AdaptiveLAP2d",
     "BlaRecord",
+    "Captioner",
     "ConceptScoring",
     "LAP2d",
     "LapRecord",

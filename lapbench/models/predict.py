@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lapbench.models.bla import bla_layers, deciding, record_bla
+from lapbench.models.captioner import Captioner
 from lapbench.models.lap import record_laps
 
 
@@ -18,7 +19,7 @@ class Answers:
     logits: (n, classes). peaks, sums: the highest probability of every concept map, and the sum over its
     pixels, (n, L, h) for L LAPs, shallow to deep, with h heads each; without LAP (n, 0, 0). soft, hard: the
     logits by either output of BLA, (n, classes), and the number of positions that are selected, (n,); without
-    BLA nothing.
+    BLA nothing. tokens: the captions that a `Captioner` writes, (n, T).
     """
 
     logits: Tensor
@@ -27,6 +28,7 @@ class Answers:
     soft: Tensor | None = None
     hard: Tensor | None = None
     selected: Tensor | None = None
+    tokens: Tensor | None = None
 
 
 @contextmanager
@@ -75,25 +77,33 @@ def answer(model: nn.Module, images: Tensor) -> Answers:
         return _answer_both_ways(model, images)
     weight = next(model.parameters())
     with evaluating(model), memory_errors(), record_laps(model) as records:
-        logits = model(images.to(weight.device))
+        logits, tokens = _said(model, images.to(weight.device))
         maps = [record.logits.float().sigmoid().flatten(2) for record in records]
     if not maps:
         none = torch.zeros(len(images), 0, 0)
-        return Answers(logits.cpu(), none, none)
+        return Answers(logits, none, none, tokens=tokens)
     peaks = torch.stack([found.amax(dim=2) for found in maps], dim=1)
     sums = torch.stack([found.sum(dim=2) for found in maps], dim=1)
-    return Answers(logits.cpu(), peaks.cpu(), sums.cpu())
+    return Answers(logits, peaks.cpu(), sums.cpu(), tokens=tokens)
 
 
 def _answer_both_ways(model: nn.Module, images: Tensor) -> Answers:
     """Answer by the soft and by the hard output of BLA; the network's own output gives the logits."""
     images = images.to(next(model.parameters()).device)
+    said = {}
     with evaluating(model), memory_errors(), record_bla(model) as records:
-        with deciding(model, "soft"):
-            soft = model(images).cpu()
-        with deciding(model, "hard"):
-            hard = model(images).cpu()
+        for way in ("soft", "hard"):
+            with deciding(model, way):
+                said[way] = _said(model, images)
     selected = records[-1].selected.flatten(1).sum(1).cpu()
-    own = {"soft": soft, "hard": hard}[next(iter(bla_layers(model).values())).attention.output]
+    logits, tokens = said[next(iter(bla_layers(model).values())).attention.output]
     none = torch.zeros(len(images), 0, 0)
-    return Answers(own, none, none, soft, hard, selected)
+    return Answers(logits, none, none, said["soft"][0], said["hard"][0], selected, tokens)
+
+
+def _said(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return what a network says on the CPU: its logits, and the caption where it writes one."""
+    if isinstance(model, Captioner):
+        scores, tokens = model.answer(images)
+        return scores.cpu(), tokens.cpu()
+    return model(images).cpu(), None

@@ -45,7 +45,7 @@ def read_answers(job: Job, subject: Subject, purpose: Purpose) -> Answers | None
     """What a network and, as "peaks" and "sums", its LAPs say of every image of a split.
 
     They are those of `lapbench.models.predict.Answers`; without LAP there are only "logits", with BLA "soft",
-    "hard" and "selected" besides. None where the network was not asked yet.
+    "hard" and "selected" besides, of captions "tokens". None where the network was not asked yet.
     """
     shards = [job.store.read(*job.prediction_key(subject, block)) for block in job.prediction_blocks(purpose)]
     known = [shard.arrays for shard in shards if shard is not None]
@@ -76,8 +76,9 @@ def _answer(job: Job, subject: Subject, network: Lazy, samples: Samples, purpose
             len(images),
             most=MOST[device.type],
         )
-        names: tuple[str, ...] = ("logits", "peaks", "sums") if parts[0].peaks.shape[1] else ("logits",)
-        names += ("soft", "hard", "selected") if parts[0].hard is not None else ()
+        names = ["logits", "peaks", "sums"] if parts[0].peaks.shape[1] else ["logits"]
+        names += ["soft", "hard", "selected"] if parts[0].hard is not None else []
+        names += ["tokens"] if parts[0].tokens is not None else []
         shard = Shard(
             ids=samples.ids(block),
             targets=samples.labels(block),

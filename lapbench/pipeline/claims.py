@@ -6,6 +6,7 @@ import numpy as np
 
 from lapbench.benchmark import Term
 from lapbench.errors import UnknownNameError
+from lapbench.pipeline.answers import measured
 from lapbench.pipeline.classification import classification
 from lapbench.pipeline.job import Job
 from lapbench.pipeline.reporting import shared_provenance
@@ -59,7 +60,8 @@ def _scores(job: Job, term: Term, rows: dict[tuple[str, str, str, bool], ScoredR
         if not tables:
             return Found(reason=f"{term.model} was not asked yet: run `lapbench run` first")
         _known(term, tables)
-        return Found(tables[term.score], job.considered("score").ids)
+        ids = job.considered("score").ids
+        return Found(tables[term.score], tuple(ids[position] for position in measured(job)))
     scored = rows.get((term.model, term.explainer, term.selection, False))
     if scored is None:
         return Found(reason=f"there is no row {term.text}")

@@ -1,6 +1,5 @@
-"""How well networks classify the scored split, and what each of their LAPs says alone."""
+"""How right networks are on the scored split, and what each of their LAPs says alone."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeAlias
@@ -10,8 +9,10 @@ import numpy.typing as npt
 
 from lapbench import benchmark as definition
 from lapbench.digest import plain
+from lapbench.pipeline import answers
 from lapbench.pipeline.answering import read_answers, read_mlps
 from lapbench.pipeline.job import Job, Subject
+from lapbench.pipeline.measures import RANGES
 from lapbench.report import Estimate, ModelSummary
 from lapbench.report.results import LapSummary
 from lapbench.report.statistics import bootstrap_means
@@ -31,15 +32,18 @@ def classification(job: Job, model: definition.Model) -> dict[str, Scores]:
     mlp_predictivity_1 and so on: the same as a network reads it in the LAP's concept features.
     accuracy_soft, accuracy_hard: by either output of BLA; agreement_hard: whether both say the same;
     selected: how many positions decide. top_5_accuracy, of 10 classes and more: whether the true class is one
-    of the five that are answered first. Empty where a network was not asked yet.
+    of the five that are answered first. Of other tasks those of `lapbench.pipeline.answers.correctness`.
+    Empty where a network was not asked yet.
     """
     labels, n_classes = job.considered("score").labels, len(job.dataset.classes)
     subjects = [Subject(model, seed, job.weights(model, seed)) for seed in model.seeds]
     found = [read_answers(job, subject, "score") for subject in subjects]
-    known = [answers for answers in found if answers is not None]
+    known = [one for one in found if one is not None]
     if len(known) < len(found):
         return {}
-    said = np.stack([answers["logits"].argmax(axis=1) for answers in known])
+    if job.dataset.task != "classification":
+        return answers.correctness(job, known)
+    said = np.stack([one["logits"].argmax(axis=1) for one in known])
     tables = correctness(said, labels, n_classes)
     if n_classes >= _MANY:
         tables["top_5_accuracy"] = _among_five(known, "logits", labels)
@@ -58,28 +62,28 @@ def classification(job: Job, model: definition.Model) -> dict[str, Scores]:
 
 
 def summarise(job: Job, model: definition.Model) -> ModelSummary:
-    """Return how well a model classifies the scored split, over its seeds; unknown before it is asked."""
+    """Return how right a model is on the scored split, over its seeds; unknown before it is asked."""
     protocol, tables = job.benchmark.protocol, classification(job, model)
     intervals = bootstrap_means(
         list(tables.values()), confidence=protocol.confidence, resamples=protocol.resamples
     )
     # Student's t, of few trainings, may leave the range of the measures
-    most = [math.inf if name == "selected" else 1.0 for name in tables]
     within = [
-        replace(one, low=max(one.low, 0.0), high=min(one.high, top))
-        for one, top in zip(intervals, most, strict=True)
+        replace(one, low=max(one.low, 0.0), high=min(one.high, RANGES.get(name, (0.0, 1.0))[1]))
+        for name, one in zip(tables, intervals, strict=True)
     ]
     found = {name: Estimate.of(one) for name, one in zip(tables, within, strict=True) if one.n}
     networks = [Subject(model, seed, job.weights(model, seed)).identity() for seed in model.seeds]
     return ModelSummary(
         name=model.name,
-        accuracy=found["accuracy"].mean if found else None,
-        balanced_accuracy=found["balanced_accuracy"].mean if found else None,
+        task=job.dataset.task,
+        accuracy=found["accuracy"].mean if "accuracy" in found else None,
+        balanced_accuracy=found["balanced_accuracy"].mean if "accuracy" in found else None,
         measures={name: one for name, one in found.items() if not name[-1].isdigit()},
         laps=_laps(found, ""),
         laps_read=_laps(found, "mlp_"),
         classes=len(job.dataset.classes),
-        n=len(job.considered("score")),
+        n=len(answers.measured(job)),
         seeds=model.seeds if model.recipe else (),
         provenance={"networks": plain(networks)},
     )
@@ -99,10 +103,10 @@ def _laps(found: Mapping[str, Estimate], kind: str) -> tuple[LapSummary, ...]:
 
 def _both_ways(known: list[Answers], labels: npt.NDArray[np.int64], n_classes: int) -> dict[str, Scores]:
     """What every image adds to the measures of the soft and the hard output of BLA, (seeds, images) each."""
-    said = {way: np.stack([answers[way].argmax(axis=1) for answers in known]) for way in ("soft", "hard")}
+    said = {way: np.stack([one[way].argmax(axis=1) for one in known]) for way in ("soft", "hard")}
     tables = {f"accuracy_{way}": (answer == labels).astype(np.float64) for way, answer in said.items()}
     tables["agreement_hard"] = (said["soft"] == said["hard"]).astype(np.float64)
-    tables["selected"] = np.stack([answers["selected"] for answers in known]).astype(np.float64)
+    tables["selected"] = np.stack([one["selected"] for one in known]).astype(np.float64)
     if n_classes >= _MANY:
         tables |= {f"top_5_accuracy_{way}": _among_five(known, way, labels) for way in said}
     return tables
@@ -110,19 +114,19 @@ def _both_ways(known: list[Answers], labels: npt.NDArray[np.int64], n_classes: i
 
 def _among_five(known: list[Answers], way: str, labels: npt.NDArray[np.int64]) -> Scores:
     """Whether fewer than five classes are answered before the true one, (seeds, images)."""
-    logits = np.stack([answers[way] for answers in known])
+    logits = np.stack([one[way] for one in known])
     true = np.take_along_axis(logits, np.broadcast_to(labels, logits.shape[:2])[..., None], axis=2)
     among: Scores = ((logits > true).sum(axis=2) < 5).astype(np.float64)
     return among
 
 
-def _stand_alone(job: Job, model: definition.Model, answers: list[Answers]) -> npt.NDArray[np.int64]:
+def _stand_alone(job: Job, model: definition.Model, known: list[Answers]) -> npt.NDArray[np.int64]:
     """The classes that LAPs name alone, (L, seeds, images); L = 0 where there is none that can."""
-    none = np.empty((0, len(answers), 0), np.int64)
+    none = np.empty((0, len(known), 0), np.int64)
     if model.plug is None or not model.plug.concepts:
         return none
     classes = job.dataset.classes
     heads = [tuple(map(classes.index, c.classes)) for c in model.plug.of(classes).concepts]
-    said = [stand_alone(one["peaks"], one["sums"], heads, len(job.dataset.classes)) for one in answers]
-    known = [classes for classes in said if classes is not None]
-    return np.stack(known).transpose(2, 0, 1) if known else none
+    said = [stand_alone(one["peaks"], one["sums"], heads, len(job.dataset.classes)) for one in known]
+    named = [classes for classes in said if classes is not None]
+    return np.stack(named).transpose(2, 0, 1) if named else none

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -66,14 +66,17 @@ def inquire(
 ) -> Inquiry:
     """Ask a network about a block's images, changed as the protocol says.
 
-    A deleted pixel has the mean colour, 0 for the network; the answer is the probability of the class that
-    the map explains. counted: (n,) which images count; maps: (m, H, W), of those alone, normalised and at the
-    images' size.
+    A deleted pixel has the mean colour, 0 for the network; the answer is the probability of the class (or
+    word) that the map explains. Of a landmark's coordinate it is 1 less how far it has moved, in sides of the
+    image, for it may be moved either way. counted: (n,) which images count; maps: (m, H, W), of those alone,
+    normalised and at the images' size.
     """
     protocol, curves = job.benchmark.protocol, None
     scores: dict[str, Scores] = {}
     images, targets = samples.images(block)[torch.from_numpy(counted)], shard.targets[counted]
     asks: list[Predict] = [partial(_answer, job, network, int(target)) for target in targets]
+    if job.dataset.task == "landmarks":
+        asks = [_nearness(job, network, int(t), images[i : i + 1]) for i, t in enumerate(targets)]
     if protocol.deletion_steps:
         curves = insert_and_delete(asks, images.numpy(), maps, steps=protocol.deletion_steps)
         scores |= {"deletion_auc": curves.deletion_auc, "insertion_auc": curves.insertion_auc}
@@ -107,13 +110,31 @@ def inquire(
 
 def _answer(job: Job, network: Lazy, target: int, images: FloatArray) -> Array:
     """Return the network's probability of a class for each image, (n,)."""
+    return np.asarray(_logits(job, network, images).softmax(dim=1)[:, target])
+
+
+def _nearness(job: Job, network: Lazy, target: int, image: Tensor) -> Predict:
+    """Return a function that says how near a coordinate of images is to that of this one (1, C, H, W)."""
+
+    @cache
+    def unchanged() -> Tensor:
+        return _logits(job, network, image.numpy())[0, target]
+
+    def ask(images: FloatArray) -> Array:
+        moved = (_logits(job, network, images)[:, target] - unchanged()).abs()
+        return np.asarray((1 - moved).clamp_min(0))
+
+    return ask
+
+
+def _logits(job: Job, network: Lazy, images: FloatArray) -> Tensor:
     device = resolve_device(job.workspace.device)
     logits = in_batches(
         lambda start, stop: predict(network(), torch.from_numpy(images[start:stop]).to(device)).cpu(),
         len(images),
         most=MOST[device.type],
     )
-    return np.asarray(torch.cat(logits).double().softmax(dim=1)[:, target])
+    return torch.cat(logits).double()
 
 
 def _maps(

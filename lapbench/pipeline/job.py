@@ -361,6 +361,7 @@ def check_names(benchmark: Benchmark, dataset: Dataset) -> None:
         trained = any(model.recipe for model in benchmark.models)
         if name not in dataset.splits and (trained or end in ("fit", "score")):
             faults.append(f"data.{end}: {dataset.name} has no split {name!r}{suggest(name, dataset.splits)}")
+    faults += _task_faults(benchmark, dataset)
     target = benchmark.protocol.target
     if target not in ("label", "predicted", *dataset.classes):
         known = ("label", "predicted", *dataset.classes)
@@ -377,6 +378,26 @@ def check_names(benchmark: Benchmark, dataset: Dataset) -> None:
         raise DefinitionError(
             f"{benchmark.name} does not fit its data\n" + "\n".join(f"  {f}" for f in faults)
         )
+
+
+def _task_faults(benchmark: Benchmark, dataset: Dataset) -> Iterator[str]:
+    """Say what a definition asks for that the task of its data does not have."""
+    told = f"{dataset.name} is for {dataset.task}"
+    for model in benchmark.models:
+        if (model.decoder is not None) != (dataset.task == "captions"):
+            mend = "needs" if model.decoder is None else "has no use for"
+            yield f"models.{model.name}: {told}, which {mend} [models.decoder]"
+    if dataset.task == "classification":
+        return
+    if benchmark.protocol.target == "predicted":
+        yield f"protocol.target: {told}, where a network predicts no single target: take 'label'"
+    if benchmark.protocol.score_images != "positives":
+        yield f"protocol.score_images: {told}, where no image is classified: take 'positives'"
+    for model in benchmark.models:
+        if model.concept_mlp is not None:
+            yield f"models.{model.name}: {told}, and concept_mlp reads classes"
+        if model.recipe is not None and model.recipe.supervision != "none":
+            yield f"models.{model.name}: {told}, and supervision {model.recipe.supervision!r} is of classes"
 
 
 def pretrained_identity(model: definition.Model) -> str | None:
@@ -410,6 +431,7 @@ def _structure(model: definition.Model) -> dict[str, Any]:
         "origin": entry.origin,
         "parameters": entry.parameters.model_validate(model.parameters).model_dump(),
         "plug": model.plug,
+        **({} if model.decoder is None else {"decoder": model.decoder}),
     }
 
 

@@ -33,6 +33,10 @@ def data() -> Lines:
         where = "embedded" if found.embedded else found.url
         count = found.class_list.count if found.class_list else len(found.classes)
         classes = ", ".join(found.classes) if count <= 10 and found.classes else f"{count} classes"
+        if found.task == "landmarks":
+            classes = f"{count // 2} landmarks"
+        elif found.task == "captions":
+            classes = f"captions of {count - 1} words"
         lines.append((found.name, classes, found.licence, where, found.title))
     return ("data", "classes", "licence", "where", "title"), lines
 

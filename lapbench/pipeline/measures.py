@@ -23,6 +23,8 @@ RANGES = {
     "removal_correlation": (-1.0, 1.0),
     "local_lipschitz": (0.0, math.inf),
     "max_sensitivity": (0.0, math.inf),
+    "normalised_error": (0.0, math.inf),
+    "selected": (0.0, math.inf),
 }
 """The least and the most that a score can be, where that is not 0 and 1."""
 _DECIMALS = 6

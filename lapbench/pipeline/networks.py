@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from lapbench import benchmark as definition
+from lapbench.models.captioner import Captioner
 from lapbench.models.plug import plug, put_antehoc, put_bla
 from lapbench.models.weights import copy_weights, load_weights, randomise
 from lapbench.models.zoo import build
@@ -13,18 +14,27 @@ from lapbench.train.hardware import resolve_device
 
 
 def new_network(job: Job, model: definition.Model) -> nn.Module:
-    """Build a model's network, with the layers that the definition says, with fresh weights."""
+    """Build a model's network, with the layers that the definition says, with fresh weights.
+
+    What writes captions has that network as its encoder.
+    """
+    dataset, decoder = job.dataset, model.decoder
     network = build(
         model.architecture,
-        num_classes=len(job.dataset.classes),
+        num_classes=len(dataset.classes) if decoder is None else decoder.hidden,
         in_channels=job.benchmark.data.channels,
         parameters=model.parameters,
     )
     if model.plug:
-        return plug(network, model.plug, classes=job.dataset.classes)
-    if model.bla:
-        return put_bla(network, model.bla)
-    return put_antehoc(network, model.antehoc) if model.antehoc else network
+        network = plug(network, model.plug, classes=dataset.classes)
+    elif model.bla:
+        network = put_bla(network, model.bla)
+    elif model.antehoc:
+        network = put_antehoc(network, model.antehoc)
+    if decoder is None:
+        return network
+    vocabulary, length = len(dataset.classes), dataset.answer_size
+    return Captioner(network, vocabulary=vocabulary, length=length, hidden=decoder.hidden)
 
 
 def load_network(job: Job, subject: Subject) -> nn.Module:

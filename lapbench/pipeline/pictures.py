@@ -16,7 +16,8 @@ from lapbench.errors import StoreError
 from lapbench.executor import MOST, in_batches
 from lapbench.explain import explain
 from lapbench.models.predict import predict
-from lapbench.pipeline.answering import read_logits
+from lapbench.pipeline.answering import read_answers
+from lapbench.pipeline.answers import in_words
 from lapbench.pipeline.job import Block, Job, RowSource, Subject, slug
 from lapbench.pipeline.networks import load_network
 from lapbench.registry import explainers
@@ -133,12 +134,17 @@ def _draw_maps(
 
 
 def _predictions(job: Job, model: definition.Model, indices: Sequence[int]) -> list[str]:
-    """What the first seed's network says of images: the class, and how probable it holds it."""
+    """What the first seed's network says of images: the class, and how probable it holds it.
+
+    Of other tasks as `lapbench.pipeline.answers.in_words`.
+    """
     seed = model.seeds[0]
-    logits = read_logits(job, Subject(model, seed, job.weights(model, seed)), "score")
-    if logits is None:
+    answers = read_answers(job, Subject(model, seed, job.weights(model, seed)), "score")
+    if answers is None:
         return []
-    probabilities = softmax(logits[list(indices)].astype(np.float64), axis=1)
+    if job.dataset.task != "classification":
+        return in_words(job, answers, indices)
+    probabilities = softmax(answers["logits"][list(indices)].astype(np.float64), axis=1)
     return [f"{job.dataset.classes[line.argmax()]} {line.max():.2f}" for line in probabilities]
 
 

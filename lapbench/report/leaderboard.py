@@ -28,6 +28,7 @@ from lapbench.report.results import (
     write_file,
     write_leaderboard,
 )
+from lapbench.types import Task
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -46,6 +47,10 @@ LEGEND = (
     "two-layer network that learned from what the LAP's concept maps add up to."
 )
 
+_MEASURES: dict[Task, tuple[str, ...]] = {
+    "landmarks": ("normalised_error", "landmark_accuracy"),
+    "captions": ("word_accuracy", "caption_accuracy"),
+}
 LAP_COLUMNS = ("model", "layer", "predictivity", "faithfulness")
 BLA_COLUMNS = {
     "accuracy, soft": "accuracy_soft",
@@ -198,6 +203,10 @@ def model_tables(models: Sequence[ModelSummary]) -> list[tuple[str, tuple[str, .
     names = (name.replace("_", " ") for name in two)
     columns = ("model", "accuracy", *names, "balanced accuracy", "chance", "images", "seeds", "notes")
     lines = [_model_cells(model, two) for model in models]
+    for task, measures in _MEASURES.items():
+        if any(model.task == task for model in models):
+            columns = ("model", *(name.replace("_", " ") for name in measures), "images", "seeds", "notes")
+            lines = [_task_cells(model, measures) for model in models]
     laps = [
         [model.name, f"LAP {number}{how}", interval_text(lap.predictivity), interval_text(lap.faithfulness)]
         for model in models
@@ -229,6 +238,13 @@ def _model_cells(model: ModelSummary, measures: Sequence[str]) -> list[str]:
         ", ".join(map(str, model.seeds)) or NONE,
         NEAR_CHANCE if model.near_chance else "",
     ]
+
+
+def _task_cells(model: ModelSummary, measures: Sequence[str]) -> list[str]:
+    """The cells of a model whose task is not classification: it has no level of chance."""
+    found = [interval_text(model.measures.get(name, Estimate())) for name in measures]
+    note = "" if model.measures else "not asked yet"
+    return [model.name, *found, f"{model.n:,}", ", ".join(map(str, model.seeds)) or NONE, note]
 
 
 def row_cells(row: Row, board: Board) -> list[str]:

@@ -31,6 +31,7 @@ from pydantic import (
 from lapbench.digest import digest_of
 from lapbench.errors import ResultError, suggest
 from lapbench.report.statistics import Interval
+from lapbench.types import Task
 
 SCHEMA_VERSION = 1
 """Raised whenever a reader of an older version could misunderstand a file."""
@@ -227,16 +228,18 @@ class LapSummary(Record):
 
 
 class ModelSummary(Record):
-    """How well a model classifies the scored split: a map from a model that cannot says nothing.
+    """How well a model answers the scored split: a map from a model that cannot says nothing.
 
     measures: accuracy, balanced_accuracy and, of two classes, sensitivity and specificity, of ten and more
     top_5_accuracy, with their intervals; with BLA those of its two outputs, accuracy_soft and accuracy_hard,
-    how often they agree, agreement_hard, and how many positions they select, selected. laps: its LAPs,
-    shallow to deep, where each stands alone. laps_read: the same, as a two-layer network reads their concept
-    features, where the definition asks for one.
+    how often they agree, agreement_hard, and how many positions they select, selected. Of landmarks
+    normalised_error (lower is better) and landmark_accuracy, of captions word_accuracy and caption_accuracy.
+    classes: of other tasks, all targets. laps: its LAPs, shallow to deep, where each stands alone. laps_read:
+    the same, as a two-layer network reads their concept features, where the definition asks for one.
     """
 
     name: Annotated[str, Field(min_length=1)]
+    task: Task = "classification"
     accuracy: Number = None
     balanced_accuracy: Number = None
     measures: dict[str, Estimate] = {}
@@ -256,8 +259,8 @@ class ModelSummary(Record):
 
     @property
     def near_chance(self) -> bool:
-        """Whether the model is hardly better than guessing: a skill below 0.2, or none that is known."""
-        return self.skill is None or self.skill < 0.2
+        """Whether a classifier is hardly better than guessing: a skill below 0.2, or none that is known."""
+        return self.task == "classification" and (self.skill is None or self.skill < 0.2)
 
 
 class Power(Record):

@@ -7,15 +7,24 @@ from torch import Tensor
 from lapbench.benchmark import Augment
 from lapbench.train.batches import uniform
 from lapbench.train.images import Batch
-from lapbench.types import IntArray
+from lapbench.types import IntArray, Task
 
 
-def augment(batch: Batch, settings: Augment, *, seed: int, epoch: int, positions: IntArray) -> Batch:
+def augment(
+    batch: Batch,
+    settings: Augment,
+    *,
+    seed: int,
+    epoch: int,
+    positions: IntArray,
+    task: Task = "classification",
+) -> Batch:
     """Return the batch flipped, shifted by whole pixels, and changed in brightness, as the settings say.
 
     Images are (B, C, H, W) in [0, 1] and stay there. What a shift uncovers repeats the edge of the image
     and holds no truth; a box shifted out of the image becomes NaN. positions: of the samples in their epoch
-    (B,); with the seed and the epoch they decide every number drawn.
+    (B,); with the seed and the epoch they decide every number drawn. Landmarks are shifted along, also beyond
+    the image; flips are for classification alone: they make of the left eye a right one.
     """
     if settings == Augment():
         return batch
@@ -44,7 +53,10 @@ def augment(batch: Batch, settings: Augment, *, seed: int, epoch: int, positions
         masks = masks & seen
     if batch.boxes is not None:
         boxes = _move_boxes(batch.boxes, (height, width), (flip_rows, flip_columns), (down, right))
-    return Batch(images, batch.labels, masks, boxes)
+    answers = batch.answers
+    if answers is not None and task == "landmarks":
+        answers = answers + torch.stack([right / width, down / height], 1).repeat(1, answers.shape[1] // 2)
+    return Batch(images, batch.labels, masks, boxes, answers)
 
 
 def _whole_shift(drawn: Tensor, most: float) -> Tensor:

@@ -10,11 +10,20 @@ from torch import nn
 
 from lapbench.benchmark import Data
 from lapbench.data import Split
+from lapbench.data.captions import caption_scores
+from lapbench.data.landmarks import landmark_scores
 from lapbench.errors import TrainingError
 from lapbench.models.predict import evaluating
 from lapbench.train.hardware import resolve_device
 from lapbench.train.images import ahead, normalise, tabulate
-from lapbench.types import FloatArray, IntArray
+from lapbench.types import Array, FloatArray, IntArray, Task
+
+HEADLINE: dict[Task, str] = {
+    "classification": "accuracy",
+    "landmarks": "normalised_error",
+    "captions": "token_accuracy",
+}
+"""The measure of an epoch that is told while training goes on."""
 
 
 @dataclass(frozen=True)
@@ -70,3 +79,23 @@ def metrics(logits: FloatArray, labels: IntArray) -> dict[str, float]:
             if positive in present:
                 found[name] = float(recalls[int(np.flatnonzero(present == positive)[0])])
     return found
+
+
+def measure(
+    answers: FloatArray, wanted: Array, *, task: Task, targets: tuple[str, ...], size: tuple[int, int]
+) -> dict[str, float]:
+    """Return how right the answers to a split are, by name: means over its images.
+
+    Of classification as `metrics`. Of landmarks normalised_error and landmark_accuracy, as
+    `lapbench.data.landmarks.landmark_scores`; targets and size: their coordinates, and the image's height and
+    width. Of captions token_accuracy: the share of a caption's words that are right when those before are
+    given; answers: the logits (n, T, V).
+    """
+    if task == "landmarks":
+        scores = landmark_scores(answers, wanted, targets, size)
+        return {name: float(np.nanmean(score)) for name, score in scores.items()}
+    if task == "captions":
+        return {
+            "token_accuracy": float(caption_scores(answers.argmax(axis=-1), wanted)["word_accuracy"].mean())
+        }
+    return metrics(answers, wanted)

@@ -74,6 +74,7 @@ def on_features(
     parameters that learn are those that require a gradient.
     """
     possible = recipe.supervision == "none" and recipe.augment == Augment() and hardware.count == 1
+    possible &= material.task == "classification"  # a table of features holds labels alone
     again = bool(antehoc_layers(model))  # the head answers a second time, which no graph of one pass shows
     halves, device = halved(model) if possible and not again else None, hardware.first
     with ExitStack() as files:

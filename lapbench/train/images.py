@@ -25,12 +25,14 @@ class Batch(NamedTuple):
 
     images (B, C, H, W) float32; labels (B,) int64; masks (B, H, W) bool and boxes (B, m, 4) float32 as x0,
     y0, x1, y1 in pixels, NaN where a sample has fewer than m: both None where the truth is not asked for.
+    answers (B, m) float32, as `lapbench.data.Split.answers`: None of classification.
     """
 
     images: Tensor
     labels: Tensor
     masks: Tensor | None
     boxes: Tensor | None
+    answers: Tensor | None = None
 
 
 class Table(Protocol):
@@ -101,15 +103,17 @@ def ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
 def _decode(split: Split, indices: IntArray, *, truth: bool) -> Batch:
     images = torch.from_numpy(decode(split, indices))
     labels = torch.from_numpy(split.labels[indices])
+    answers = torch.from_numpy(split.answers[indices]) if split.view.answer_size else None
     if not truth:
-        return Batch(images, labels, None, None)
+        return Batch(images, labels, None, None, answers)
     masks = np.empty((len(indices), *split.view.image_size), np.bool_)
 
     def read(own: Split, row: int) -> None:
         masks[row] = own.mask(int(indices[row]))
 
     in_threads(split, len(indices), read)
-    return Batch(images, labels, torch.from_numpy(masks), _pad([split.boxes(i) for i in indices.tolist()]))
+    boxes = _pad([split.boxes(i) for i in indices.tolist()])
+    return Batch(images, labels, torch.from_numpy(masks), boxes, answers)
 
 
 def _pad(boxes: list[tuple[Box, ...]]) -> Tensor:

@@ -28,12 +28,12 @@ from lapbench.errors import TrainingError
 from lapbench.models.lap import record_laps
 from lapbench.train.augment import augment
 from lapbench.train.batches import batches_of_epoch, epoch_shape, generator
-from lapbench.train.evaluation import metrics
+from lapbench.train.evaluation import HEADLINE
 from lapbench.train.freezing import rest
 from lapbench.train.hardware import Hardware
 from lapbench.train.images import Batch, Table, ahead, normalise
 from lapbench.train.objective import Objective, map_terms, task_terms
-from lapbench.types import IntArray
+from lapbench.types import Array, FloatArray, IntArray, Task
 
 Progress = Callable[[int, int, str], None]
 """Called as progress(done, total, text) after every step of training."""
@@ -54,7 +54,9 @@ _NOISE = (  # Lightning's remarks on choices that are meant
 class Material:
     """What is learnt from: the tables of the training and the selecting split, their labels and classes.
 
-    normalised: the tables hold what the network takes already, rather than images in [0, 1].
+    normalised: the tables hold what the network takes already, rather than images in [0, 1]. measure: from
+    the answers to a split and what they should be (labels, or a batch's answers) to the measures of an epoch
+    by name.
     """
 
     train: Table
@@ -63,7 +65,9 @@ class Material:
     select_labels: IntArray
     n_classes: int
     data: Data
+    measure: Callable[[FloatArray, Array], dict[str, float]]
     normalised: bool = False
+    task: Task = "classification"
 
     def prepared(self, images: Tensor) -> Tensor:
         """Return images from a table as the network takes them."""
@@ -147,11 +151,12 @@ class Lesson(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's signature
         """Add a batch of the selecting split to the measures of the epoch."""
-        total, terms, logits = self._loss(batch)
+        total, terms, answer = self._loss(batch)
         # the scoring modules' own loss says nothing about the network
         own = self.objective.weights.get("dsm", 0.0) * terms["dsm"] if "dsm" in terms else 0.0
         self._selected.add({"loss": total - own}, len(batch.labels))
-        self._answers.append((logits.float().cpu(), batch.labels.cpu()))
+        wanted = batch.labels if batch.answers is None else batch.answers
+        self._answers.append((answer.float().cpu(), wanted.cpu()))
 
     def on_train_epoch_start(self) -> None:
         """Keep the parts that do not learn as they are."""
@@ -163,8 +168,8 @@ class Lesson(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Enter the epoch into the diary and write the checkpoint."""
-        logits, labels = (torch.cat(column).numpy() for column in zip(*self._answers, strict=True))
-        selected = self._selected.means() | metrics(logits, labels)
+        answers, wanted = (torch.cat(column).numpy() for column in zip(*self._answers, strict=True))
+        selected = self._selected.means() | self.material.measure(answers, wanted)
         entry = {"epoch": float(self.current_epoch + 1)}
         entry |= {f"train_{name}": value for name, value in self._learnt.means().items()}
         entry |= {f"val_{name}": value for name, value in selected.items()}
@@ -225,12 +230,12 @@ class Lesson(pl.LightningModule):
         return self.recipe.epochs * self.steps_per_epoch
 
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Return the weighted total, the terms without their weights, and the logits."""
+        """Return the weighted total, the terms without their weights, and the answer."""
         with record_laps(self.model) as records:
-            terms, logits = task_terms(self.model, batch.images, batch.labels, answer=self._answer)
+            terms, answer = task_terms(self.model, batch, self.objective.task, answer=self._answer)
         terms |= map_terms(self.objective, records, self.discriminators, batch)
         weights = self.objective.weights
-        return torch.stack([weights[name] * term for name, term in terms.items()]).sum(), terms, logits
+        return torch.stack([weights[name] * term for name, term in terms.items()]).sum(), terms, answer
 
     def _rank(self, entry: dict[str, float]) -> tuple[float, ...]:
         """Return what is smallest in the best epoch."""
@@ -244,7 +249,8 @@ class Lesson(pl.LightningModule):
         text = f"epoch {self.current_epoch + 1}/{self.recipe.epochs}"
         if self.diary.epochs:
             last = self.diary.epochs[-1]
-            text += f", val loss {last['val_loss']:.3f}, accuracy {last['val_accuracy']:.3f}"
+            told = HEADLINE[self.objective.task]
+            text += f", val loss {last['val_loss']:.3f}, {told.replace('_', ' ')} {last[f'val_{told}']:.3f}"
         self.report(self.current_epoch * self.steps_per_epoch + step, self.steps, text)
 
     def _save(self) -> None:
@@ -294,7 +300,12 @@ class TrainBatches:
 
         def make(indices: IntArray, places: IntArray) -> Batch:
             batch = augment(
-                material.train.take(indices), lesson.recipe.augment, seed=seed, epoch=epoch, positions=places
+                material.train.take(indices),
+                lesson.recipe.augment,
+                seed=seed,
+                epoch=epoch,
+                positions=places,
+                task=lesson.objective.task,
             )
             return batch._replace(images=material.prepared(batch.images))
 

@@ -285,3 +285,17 @@ def _overlap(cells: int, pixels: int, device: torch.device) -> Tensor:
     pixel = torch.arange(pixels, device=device)
     shared = torch.minimum(start + side, pixel + 1.0) - torch.maximum(start, pixel.float())
     return shared.clamp_min(0) / side
+
+
+def coordinate_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """Return the mean squared error of coordinates (B, 2K), fractions of the image."""
+    return F.mse_loss(found.float(), wanted)
+
+
+def token_cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the mean cross-entropy of a caption's words and its end.
+
+    logits: (B, T, V) of each step. tokens: (B, T), filled up with 0, of which only the first counts.
+    """
+    counts = (tokens == 0).cumsum(1) - (tokens == 0).long() == 0
+    return F.cross_entropy(logits[counts].float(), tokens[counts])

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,17 @@ from lapbench.models.lap import LAP, ConceptScoring, LapRecord
 from lapbench.models.weighting import antehoc_layers, second_pass
 from lapbench.train import losses
 from lapbench.train.images import Batch
+from lapbench.types import Task
 
+Output: TypeAlias = Tensor | tuple[Tensor | None, ...]
+"""What a network returns in training: its answer, with auxiliary ones where it has such."""
+
+TERMS: dict[Task, str] = {
+    "classification": "cross_entropy",
+    "landmarks": "coordinate_error",
+    "captions": "token_cross_entropy",
+}
+"""The name of each task's own loss."""
 AUXILIARY_WEIGHTS = {"InceptionOutputs": 0.4, "GoogLeNetOutputs": 0.3}
 """Weight of the auxiliary classifiers' cross-entropy, by the type of what the network returns in training.
 
@@ -35,6 +45,7 @@ class Objective:
     concepts: tuple[Concept, ...] = ()
     heads: tuple[tuple[int, ...], ...] = ()
     antehoc: AnteHoc | None = None
+    task: Task = "classification"
 
     @property
     def needs_truth(self) -> bool:
@@ -53,9 +64,10 @@ class Objective:
     def weights(self) -> dict[str, float]:
         """The weight of each term in the total, by its name."""
         switches = self.recipe.losses
-        weights = {"cross_entropy": switches.cross_entropy}
+        term = TERMS[self.task]
+        weights = {term: switches.cross_entropy}
         if self.antehoc is not None:
-            weights["masked_cross_entropy"] = self.antehoc.masked * switches.cross_entropy
+            weights[f"masked_{term}"] = self.antehoc.masked * switches.cross_entropy
             weights["map_area"] = self.antehoc.area
         if self.recipe.supervision == "weak":
             weights["concept_discrimination"] = switches.concept_discrimination
@@ -79,51 +91,84 @@ def make_discriminators(laps: Mapping[str, LAP]) -> nn.ModuleDict:
     return modules
 
 
-def cross_entropy(output: Tensor | tuple[Tensor | None, ...], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss and the logits (B, classes) of a network's output, auxiliary classifiers included."""
+def asked(model: Callable[..., Output], batch: Batch, task: Task, *, times: int = 1) -> Output:
+    """Return what a network says of a batch when it is taught: a captioner is told the words so far.
+
+    times: how many rows it returns for each sample.
+    """
+    if task == "captions":
+        return model(batch.images, _tokens(batch).repeat(times, 1))
+    return model(batch.images)
+
+
+def task_loss(output: Output, batch: Batch, task: Task = "classification") -> tuple[Tensor, Tensor]:
+    """Return the task's loss and the answer itself of a network's output, auxiliary answers included.
+
+    Cross-entropy of logits (B, classes), squared error of coordinates (B, 2K), or cross-entropy of the words
+    of logits (B, T, V).
+    """
+
+    def loss(answer: Tensor) -> Tensor:
+        return _LOSSES[task](answer, batch)
+
     if isinstance(output, Tensor):
-        return F.cross_entropy(output.float(), labels), output
-    logits, *auxiliary = output
+        return loss(output), output
+    answer, *auxiliary = output
     kind = type(output).__name__
     if kind not in AUXILIARY_WEIGHTS:
         raise TrainingError(
             f"in training the network returns {kind}, but a tensor of logits was wanted, "
             f"or logits with auxiliary ones ({', '.join(AUXILIARY_WEIGHTS)})"
         )
-    weight = AUXILIARY_WEIGHTS[kind]
-    loss = F.cross_entropy(cast(Tensor, logits).float(), labels)
-    for extra in auxiliary:
-        if extra is not None:
-            loss = loss + weight * F.cross_entropy(extra.float(), labels)
-    return loss, cast(Tensor, logits)
+    weight, answer = AUXILIARY_WEIGHTS[kind], cast(Tensor, answer)
+    extras = [weight * loss(extra) for extra in auxiliary if extra is not None]
+    return sum(extras, start=loss(answer)), answer
+
+
+def _of_classes(answer: Tensor, batch: Batch) -> Tensor:
+    return F.cross_entropy(answer.float(), batch.labels)
+
+
+def _of_coordinates(answer: Tensor, batch: Batch) -> Tensor:
+    return losses.coordinate_error(answer, cast(Tensor, batch.answers))
+
+
+def _of_words(answer: Tensor, batch: Batch) -> Tensor:
+    return losses.token_cross_entropy(answer, _tokens(batch))
+
+
+def _tokens(batch: Batch) -> Tensor:
+    return cast(Tensor, batch.answers).long()
+
+
+_LOSSES: dict[Task, Callable[[Tensor, Batch], Tensor]] = {
+    "classification": _of_classes,
+    "landmarks": _of_coordinates,
+    "captions": _of_words,
+}
 
 
 def task_terms(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    answer: Callable[[Tensor], Any] | None = None,
+    model: nn.Module, batch: Batch, task: Task, *, answer: Callable[..., Output] | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the terms of a network's answers by name, without their weights, and its logits (B, classes).
+    """Return the terms of a network's answers by name, without their weights, and the answer to the batch.
 
     With ante-hoc maps (reconstruction) its head answers a second time, to what the map keeps of the features;
     auxiliary classifiers, which lie before the map, do not. answer: what the images go through, where that is
     not the whole network.
     """
-    answer = answer or model
+    answer, term = answer or model, TERMS[task]
     layers = list(antehoc_layers(model).values())
     if not layers:
-        loss, logits = cross_entropy(answer(images), labels)
-        return {"cross_entropy": loss}, logits
+        loss, said = task_loss(asked(answer, batch, task), batch, task)
+        return {term: loss}, said
     with second_pass(layers[0]) as maps:
-        output = answer(images)
-    plain, masked = (output if isinstance(output, Tensor) else output[0]).chunk(2)
+        output = asked(answer, batch, task, times=2)
+    plain, masked = cast(Tensor, output if isinstance(output, Tensor) else output[0]).chunk(2)
     if type(output).__name__ in AUXILIARY_WEIGHTS:
-        output = output._replace(logits=plain)
-    loss, logits = cross_entropy(plain if isinstance(output, Tensor) else output, labels)
-    kept = F.cross_entropy(masked.float(), labels)
-    return {"cross_entropy": loss, "masked_cross_entropy": kept, "map_area": maps[0].mean()}, logits
+        output = output._replace(logits=plain)  # type: ignore[union-attr]
+    loss, said = task_loss(plain if isinstance(output, Tensor) else output, batch, task)
+    return {term: loss, f"masked_{term}": _LOSSES[task](masked, batch), "map_area": maps[0].mean()}, said
 
 
 def map_terms(

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,18 @@ from lapbench.benchmark import Data, Plug, Recipe
 from lapbench.data import Dataset
 from lapbench.digest import digest_of
 from lapbench.errors import TrainingError
-from lapbench.models import bla_layers, copy_pretrained, is_added, lap_heads, lap_layers, load_weights
+from lapbench.models import (
+    Captioner,
+    bla_layers,
+    copy_pretrained,
+    is_added,
+    lap_heads,
+    lap_layers,
+    load_weights,
+)
 from lapbench.models.weighting import antehoc_layers
 from lapbench.train.batches import check_classes
+from lapbench.train.evaluation import measure
 from lapbench.train.features import on_features
 from lapbench.train.freezing import only
 from lapbench.train.hardware import Hardware, choose_hardware
@@ -32,6 +42,7 @@ from lapbench.train.lightning import (
     quiet,
 )
 from lapbench.train.objective import Objective, make_discriminators
+from lapbench.types import Task
 
 
 @dataclass(frozen=True)
@@ -87,8 +98,10 @@ def train(
     weights.
     """
     plug = plug.of(dataset.classes) if plug else None
-    objective = _objective(model, recipe, plug)
-    check_classes(dataset[data.train].labels, dataset.classes, recipe, split=data.train)
+    recipe = _for_task(recipe, dataset)
+    objective = _objective(model, recipe, plug, dataset.task)
+    if dataset.task == "classification":
+        check_classes(dataset[data.train].labels, dataset.classes, recipe, split=data.train)
     hardware = choose_hardware(device, recipe.precision)
     workdir.mkdir(parents=True, exist_ok=True)
     key = _key(model, dataset, data, recipe, plug, seed)
@@ -153,6 +166,8 @@ def _learn(
     elif objective.recipe.pretrained is not None:
         _start_from(model, objective.recipe.pretrained)
     training, selection = dataset[data.train], dataset[data.select]
+    if dataset.task != "classification":  # several samples show one image
+        training, selection = training.by_image(), selection.by_image()
     material = Material(
         train=tabulate(training, truth=objective.needs_truth),
         select=tabulate(selection, truth=objective.needs_truth),
@@ -160,6 +175,8 @@ def _learn(
         select_labels=selection.labels,
         n_classes=len(dataset.classes),
         data=data,
+        task=dataset.task,
+        measure=partial(measure, task=dataset.task, targets=dataset.classes, size=data.image_size),
     )
     if hardware.count > 1:
         progress = None  # the training processes are new ones, and a terminal's bars cannot travel there
@@ -186,16 +203,41 @@ def _untrained(model: nn.Module, recipe: Recipe, key: str) -> Diary:
 def _start_from(model: nn.Module, path: Path) -> None:
     """Copy the weights of a network, trained for any classes, into the network.
 
-    Those of a plain network leave what was put into it as it is.
+    Those of a plain network leave what was put into it as it is. A captioner takes those of a classifier into
+    its encoder.
     """
-    copy_pretrained(model, load_weights(path), source=str(path), optional=lambda key: is_added(model, key))
+    weights = load_weights(path)
+    if isinstance(model, Captioner) and not any(key.startswith("encoder.") for key in weights):
+        model = model.encoder
+    copy_pretrained(model, weights, source=str(path), optional=lambda key: is_added(model, key))
 
 
-def _objective(model: nn.Module, recipe: Recipe, plug: Plug | None) -> Objective:
+def _for_task(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """Return the recipe as it is followed: batches are balanced, and concepts taught, of classes alone.
+
+    Errors: TrainingError for what other tasks do not know.
+    """
+    if dataset.task == "classification":
+        return recipe
+    known = Recipe.model_fields["select_epoch"].default
+    flips = recipe.augment.horizontal_flip or recipe.augment.vertical_flip
+    for is_wrong, found, mend in (
+        (recipe.supervision != "none", f"supervision {recipe.supervision!r}", "supervision = 'none'"),
+        (recipe.select_epoch != known, f"select_epoch {recipe.select_epoch!r}", f"select_epoch = {known!r}"),
+        (flips, "flipped images, in which left is right,", "no flip in augment"),
+    ):
+        if is_wrong:
+            raise TrainingError(
+                f"{found} is for classification, but the task of {dataset.name} is {dataset.task}: set {mend}"
+            )
+    return recipe.model_copy(update={"balanced": False})
+
+
+def _objective(model: nn.Module, recipe: Recipe, plug: Plug | None, task: Task) -> Objective:
     """Join the recipe with the network's concept heads. Errors: TrainingError when they do not fit."""
     if recipe.supervision == "none":
         maps = [layer.spec for layer in antehoc_layers(model).values()]
-        return Objective(recipe, antehoc=maps[0] if maps else None)
+        return Objective(recipe, antehoc=maps[0] if maps else None, task=task)
     heads = lap_heads(model)
     if plug is None or not heads:
         raise TrainingError(

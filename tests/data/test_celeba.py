@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from lapbench.data import describe, load_manifest, open_dataset
-from lapbench.data.readers.celeba import FRAME, MOUTH, mouth_box, read_celeba
+from lapbench.data.checking import check_data
+from lapbench.data.readers.celeba import FRAME, MOUTH, mouth_box, read_celeba, read_celeba_landmarks
 from lapbench.errors import DataError
 from lapbench.types import Box
 
@@ -112,8 +113,8 @@ def test_faults_of_the_attribute_file(faces, attributes, message):
             LANDMARKS.replace("leftmouth_x", "mouth_x"),
             r"align_celeba\.txt:3: there is no column 'left",
         ),
-        (LANDMARKS.replace("73 152", "nan 152"), r"txt:3: the corners of the mouth need four finite numbers"),
-        (LANDMARKS.replace("73 152", "left 152"), r"txt:3: a box needs four numbers"),
+        (LANDMARKS.replace("73 152", "nan 152"), r"txt:3: landmarks need finite numbers, found nan 152"),
+        (LANDMARKS.replace("73 152", "left 152"), r"txt:3: landmarks need finite numbers, found left 152"),
         (LANDMARKS.replace("000002", "000009"), r"attr_celeba\.txt:4: 000002\.jpg has no landmarks: fetch"),
         (LANDMARKS.replace("3\n", "4\n", 1), r"line 1 promises 4 images, found 3"),
     ],
@@ -176,3 +177,46 @@ def test_genuine_mouths_are_redder_than_cheeks(real):
         inside = sample.mask
         redness.append(red[inside].mean() - red[np.roll(inside, 29, axis=1)].mean())
     assert np.mean(redness) > 0.02
+
+
+def test_landmarks_as_targets(faces):
+    """Of half the size, all coordinates are halved; a training face is one sample, a scored one ten."""
+    root = faces(size=(109, 89))
+    (root / "list_landmarks_align_celeba.txt").write_text(LANDMARKS)
+    (root / "list_eval_partition.txt").write_text("000001.jpg 0\n000002.jpg 1\n000003.jpg 2\n")
+    records = read_celeba_landmarks(root, side=0.1)
+    assert [r.split for r in records] == ["train"] + ["val"] * 10 + ["test"] * 10
+    assert (records[0].id, records[0].label) == ("000001.jpg", "left_eye_x")
+    assert records[0].answer == (34.5, 54.5, 53, 56.5, 38.5, 71, 36.5, 76, 54, 77)
+    nose = next(r for r in records if r.id == "000002.jpg/nose_y")
+    (box,) = nose.boxes
+    assert (box.x0, box.y0, box.x1, box.y1) == pytest.approx(
+        (40.5 - 4.45, 67.5 - 4.45, 40.5 + 4.45, 67.5 + 4.45)
+    )
+    dataset = open_dataset(load_manifest("celeba_landmarks"), root=root, image_size=(40, 20))
+    wanted = np.array([34.5, 54.5, 53, 56.5, 38.5, 71, 36.5, 76, 54, 77]) / ([89, 109] * 5)
+    np.testing.assert_allclose(dataset["train"].answers[0], wanted, rtol=1e-6)
+    assert len(dataset["test"].by_image()) == 1
+
+
+def test_landmarks_whose_file_is_not_there(faces):
+    with pytest.raises(
+        DataError, match=r"no landmarks of CelebA here; looked for list_landmarks_align_celeba"
+    ):
+        read_celeba_landmarks(faces())
+
+
+def test_a_landmark_outside_its_image(faces):
+    root = faces()
+    (root / "list_landmarks_align_celeba.txt").write_text(LANDMARKS.replace("81 135", "81 235"))
+    (root / "list_eval_partition.txt").write_text("000001.jpg 0\n000002.jpg 1\n000003.jpg 2\n")
+    with pytest.raises(DataError) as caught:
+        open_dataset(load_manifest("celeba_landmarks"), root=root, image_size=(40, 20))
+    assert str(caught.value) == (
+        f"{root}/list_landmarks_align_celeba.txt:4: the landmark at (81, 235) lies outside the image 178"
+        " wide and 218 high: correct it, or leave the image out"
+    )
+    findings = check_data(load_manifest("celeba_landmarks"), root=root).findings
+    (found,) = [finding for finding in findings if finding.what == "landmarks outside their images"]
+    assert found.state == "fault"
+    assert found.detail.startswith("10: ")

@@ -298,3 +298,39 @@ def test_the_package_needs_no_torch():
 
     code = "import lapbench.data, lapbench.data.readers, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "message"),
+    [
+        ("landmarks", '["nose_x", "nose_y"]', "wanted 2 coordinates, two a landmark, found 0"),
+        ("captions", '["<end>", "none", "some"]', "the caption is empty: wanted one word or more"),
+    ],
+)
+def test_readers_must_give_what_the_task_wants(tmp_path, task, classes, message):
+    label = "nose_x" if task == "landmarks" else "none"
+    text = MANIFEST.replace('["none", "some"]\n\n', f'{classes}\ntask = "{task}"\n\n')
+    (tmp_path / "mine.toml").write_text(text.replace('["none", "some"]', f'["{label}", "{label}"]'))
+    (tmp_path / "boxes.csv").write_text(ROWS)
+    with pytest.raises(DataError, match=rf"boxes\.csv:\d: {message}"):
+        open_dataset(load_manifest(tmp_path / "mine.toml"), root=tmp_path, image_size=(4, 4))
+
+
+def test_more_than_a_class_needs_a_task():
+    manifest = load_manifest("faces").model_copy(update={"task": "classification"})
+    with pytest.raises(
+        DataError, match="'train-000000': the reader gives more to answer than a class: name its"
+    ):
+        open_dataset(manifest, image_size=(4, 4), limit=1)
+
+
+def test_answers_decide_digests_where_they_are_there():
+    view = View((4, 4), 3, ("a_x", "a_y"), "landmarks", 2)
+    entries = [Entry(Record("a", "train", "a_x", Path("a.png"), answer=(1.0, 2.0)), (4, 4), "digest")]
+    plain = Split("train", entries, View((4, 4), 3, ("a_x", "a_y")))
+    assert Split("train", entries, view).digest != plain.digest
+    np.testing.assert_allclose(Split("train", entries, view).answers, [[0.25, 0.5]])
+    assert Split("train", [Entry(Record("a", "", "a", Path("a")), (4, 4), "")], plain.view).answers.shape == (
+        1,
+        0,
+    )

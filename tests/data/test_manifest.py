@@ -30,7 +30,7 @@ def test_shipped_manifests_are_valid_and_named_as_their_files(path):
     manifest = load_manifest(path.stem)
     assert manifest.name == path.stem
     assert manifest.licence
-    assert manifest.url
+    assert manifest.url or manifest.embedded  # what lapbench draws itself is published nowhere else
 
 
 def test_the_nearest_name_is_offered():

@@ -3,6 +3,7 @@ import csv
 import io
 import math
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -19,6 +20,7 @@ from lapbench.report import (
     render_terminal,
     write_report,
 )
+from lapbench.report.leaderboard import model_tables
 from tests.report.examples import make_leaderboard, make_row
 
 MARKDOWN = r"""
@@ -310,3 +312,24 @@ def test_a_model_near_chance_is_one_that_hardly_beats_guessing() -> None:
     assert summary(None, 2).near_chance
     assert summary(0.55, 2).skill is not None
     assert abs((summary(0.55, 2).skill or 0) - 0.1) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("task", "measures"),
+    [
+        ("landmarks", ("normalised_error", "landmark_accuracy")),
+        ("captions", ("word_accuracy", "caption_accuracy")),
+    ],
+)
+def test_models_of_other_tasks_have_their_own_measures(task, measures):
+    """No accuracy, and no level of chance that they could be near."""
+    found = {name: Estimate(mean=0.25 + n / 8, ci_low=0.125, ci_high=0.5) for n, name in enumerate(measures)}
+    asked = ModelSummary(name="net", task=task, measures=found, classes=10, n=30, seeds=(0, 1))
+    unknown = ModelSummary(name="other", task=task, classes=10, n=30)
+    ((title, columns, lines),) = model_tables([asked, unknown])
+    assert title == "Models"
+    assert columns == ("model", *(name.replace("_", " ") for name in measures), "images", "seeds", "notes")
+    assert lines[0] == ["net", "0.250 [0.125, 0.500]", "0.375 [0.125, 0.500]", "30", "0, 1", ""]
+    assert lines[1] == ["other", "–", "–", "30", "–", "not asked yet"]
+    assert not asked.near_chance
+    assert not unknown.near_chance

@@ -89,7 +89,8 @@ def test_brightness_multiplies_and_stays_in_range(batch):
 def test_a_sample_is_changed_alike_in_any_batch(batch):
     settings = Augment(horizontal_flip=True, shift=0.3, brightness=0.2)
     whole = augment(batch, settings, seed=0, epoch=0, positions=np.arange(N))
-    half = augment(Batch(*(v[1::2] for v in batch)), settings, seed=0, epoch=0, positions=np.arange(N)[1::2])
+    odd = Batch(*(None if v is None else v[1::2] for v in batch))
+    half = augment(odd, settings, seed=0, epoch=0, positions=np.arange(N)[1::2])
     assert torch.equal(whole.images[1::2], half.images)
     assert not torch.equal(
         whole.images, augment(batch, settings, seed=0, epoch=1, positions=np.arange(N)).images
@@ -100,3 +101,22 @@ def test_images_without_truth(batch):
     result = run(batch._replace(masks=None, boxes=None), horizontal_flip=True, shift=0.1)
     assert result.masks is None
     assert result.boxes is None
+
+
+def test_landmarks_are_shifted_with_their_images(batch):
+    """A bright pixel at the landmark is found where the shifted coordinates say, if it is still there."""
+    settings, size = Augment(shift=0.3), batch.images.shape[2:]
+    images, points = torch.zeros_like(batch.images), torch.randint(2, 6, (len(batch.images), 2))
+    images[torch.arange(len(images)), :, points[:, 1], points[:, 0]] = 1
+    answers = (points + 0.5) / torch.tensor([size[1], size[0]])
+    before = batch._replace(images=images, answers=answers)
+    found = augment(before, settings, seed=1, epoch=0, positions=np.arange(len(images)), task="landmarks")
+    moved = 0
+    for image, (x, y), (old_x, old_y) in zip(found.images, found.answers, answers, strict=True):
+        column, row = x * size[1] - 0.5, y * size[0] - 0.5
+        if 0 <= column <= size[1] - 1 and 0 <= row <= size[0] - 1:
+            assert image[0, round(row.item()), round(column.item())] == 1
+            moved += (x, y) != (old_x, old_y)
+    assert moved > 0
+    captions = augment(before, settings, seed=1, epoch=0, positions=np.arange(len(images)), task="captions")
+    assert torch.equal(captions.answers, answers)

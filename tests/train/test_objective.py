@@ -9,7 +9,7 @@ from lapbench.errors import TrainingError
 from lapbench.models import lap_layers, record_laps
 from lapbench.train import losses
 from lapbench.train.images import Batch
-from lapbench.train.objective import Objective, cross_entropy, make_discriminators, map_terms
+from lapbench.train.objective import Objective, asked, make_discriminators, map_terms, task_loss
 from tests.train.squares import PLUG, SIDE, network
 
 HEADS = ((1,),)
@@ -19,6 +19,10 @@ def objective(supervision: str, **switches) -> Objective:
     return Objective(
         Recipe(supervision=supervision, epochs=1, losses=Losses(**switches)), PLUG.concepts, HEADS
     )
+
+
+def of(labels: torch.Tensor) -> Batch:
+    return Batch(torch.zeros(len(labels), 1, 1, 1), labels, None, None)
 
 
 @pytest.fixture
@@ -153,20 +157,54 @@ def test_auxiliary_classifiers_take_part_in_cross_entropy(name, weight):
     labels = torch.tensor([0, 1, 1])
     logits, first, second = torch.randn(3, 3, 2)
     kind = namedtuple(name, ["logits", "first", "second"])
-    loss, answer = cross_entropy(kind(logits, first, second), labels)
+    loss, answer = task_loss(kind(logits, first, second), of(labels))
     expected = F.cross_entropy(logits, labels) + weight * (
         F.cross_entropy(first, labels) + F.cross_entropy(second, labels)
     )
     assert loss.item() == pytest.approx(expected.item())
     assert answer is logits
-    loss, _ = cross_entropy(kind(logits, None, None), labels)
+    loss, _ = task_loss(kind(logits, None, None), of(labels))
     assert loss.item() == pytest.approx(F.cross_entropy(logits, labels).item())
 
 
 def test_another_kind_of_output_is_refused():
     with pytest.raises(TrainingError) as error:
-        cross_entropy((torch.zeros(1, 2), torch.zeros(1, 2)), torch.zeros(1, dtype=torch.int64))
+        task_loss((torch.zeros(1, 2), torch.zeros(1, 2)), of(torch.zeros(1, dtype=torch.int64)))
     assert str(error.value) == (
         "in training the network returns tuple, but a tensor of logits was wanted, "
         "or logits with auxiliary ones (InceptionOutputs, GoogLeNetOutputs)"
     )
+
+
+def test_landmarks_are_taught_by_the_squared_error():
+    """Coordinate by coordinate; auxiliary answers take part, as in cross-entropy."""
+    found, extra, wanted = torch.rand(3, 2, 4)
+    kind = namedtuple("InceptionOutputs", ["logits", "aux"])
+    batch = of(torch.zeros(2, dtype=torch.int64))._replace(answers=wanted)
+
+    def mean(answer):
+        return sum((answer[i, j] - wanted[i, j]) ** 2 for i in range(2) for j in range(4)) / 8
+
+    assert task_loss(found, batch, "landmarks")[0].item() == pytest.approx(mean(found).item())
+    loss, answer = task_loss(kind(found, extra), batch, "landmarks")
+    assert loss.item() == pytest.approx((mean(found) + 0.4 * mean(extra)).item())
+    assert answer is found
+
+
+def test_captions_are_taught_word_by_word_up_to_the_first_end():
+    logits, tokens = torch.randn(2, 4, 5), torch.tensor([[1, 4, 0, 0], [2, 3, 1, 2]])
+    batch = of(torch.zeros(2, dtype=torch.int64))._replace(answers=tokens.float())
+    terms = [-logits[0, t].log_softmax(0)[tokens[0, t]] for t in range(3)]
+    terms += [-logits[1, t].log_softmax(0)[tokens[1, t]] for t in range(4)]
+    loss, answer = task_loss(logits, batch, "captions")
+    assert loss.item() == pytest.approx((sum(terms) / 7).item())
+    assert answer is logits
+
+
+def test_captioners_alone_are_told_the_words():
+    batch = of(torch.zeros(2, dtype=torch.int64))._replace(answers=torch.tensor([[1.0, 0.0], [2.0, 1.0]]))
+    told = []
+    asked(lambda _images, *tokens: told.append(tokens), batch, "captions")
+    asked(lambda _images, *tokens: told.append(tokens), batch, "landmarks")
+    assert told[0][0].tolist() == [[1, 0], [2, 1]]
+    assert told[1] == ()

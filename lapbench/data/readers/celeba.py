@@ -14,15 +14,19 @@ and are scaled to the images:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from pydantic import PositiveFloat
+
 from lapbench.data.boxes import scale
 from lapbench.data.images import read_size
+from lapbench.data.landmarks import squares
 from lapbench.data.paths import describe_folder, inside
-from lapbench.data.record import Record
-from lapbench.data.text import numbers, read_lines
+from lapbench.data.record import Record, with_targets
+from lapbench.data.splits import share_of
+from lapbench.data.text import read_lines
 from lapbench.errors import DataError, suggest
 from lapbench.registry import reader
 from lapbench.types import Box
@@ -34,6 +38,10 @@ MOUTH = Box(58, 138, 120, 174)
 _ATTRIBUTES, _LANDMARKS = "list_attr_celeba.txt", "list_landmarks_align_celeba.txt"
 _PARTS = "list_eval_partition.txt"
 _SPLITS = {"0": "train", "1": "val", "2": "test"}
+_POINTS = {
+    "lefteye": "left_eye", "righteye": "right_eye", "nose": "nose", "leftmouth": "left_mouth",
+    "rightmouth": "right_mouth",
+}  # fmt: skip
 _CORNERS = ("leftmouth_x", "leftmouth_y", "rightmouth_x", "rightmouth_y")
 
 Row = tuple[str, dict[str, str]]
@@ -78,6 +86,41 @@ def read_celeba(
                 shown, declared_size=size, where=where,
             )
         )  # fmt: skip
+    return records
+
+
+@reader("celeba_landmarks")
+def read_celeba_landmarks(root: Path, *, side: PositiveFloat = 0.13) -> list[Record]:
+    """Return faces with the authors' five landmarks, whose file must be there.
+
+    Of validation and test, every face is ten samples: each coordinate of each landmark is a target, whose
+    truth is a square around the landmark, of ``side`` widths of the frame: 0.13 is a fifth of a face. A
+    training face is one sample; targets take turns. Splits are the authors' where list_eval_partition.txt is
+    there; else 80, 10 and 10 %, by the hash of the image's name.
+    Errors: as `read_celeba`; DataError for a folder without the landmarks.
+    """
+    file, images = _find(root, _LANDMARKS, "Anno"), _find(root, "img_align_celeba", "Img")
+    if file is None or images is None:
+        raise DataError(
+            f"{root}: no landmarks of CelebA here; looked for {_LANDMARKS} (or in Anno) and the folder"
+            f" img_align_celeba (or in Img), found {describe_folder(root)}"
+        )
+    faces, parts = _table(file), _parts(_find(root, _PARTS, "Eval"))
+    height, width = size = _size(images, faces)
+    columns = [f"{part}_{axis}" for part in _POINTS for axis in "xy"]
+    records: list[Record] = []
+    for number, (name, (where, row)) in enumerate(faces.items()):
+        if parts is not None and name not in parts:
+            raise DataError(f"{where}: {name} stands in no line of {_PARTS}: fetch that file again")
+        split = parts[name] if parts else _share(name)
+        scale_x, scale_y = width / FRAME[1], height / FRAME[0]
+        found = iter(_numbers(row, columns, where))
+        points = [(x * scale_x, y * scale_y) for x, y in zip(found, found, strict=True)]
+        answer = tuple(value for point in points for value in point)
+        image = Record(
+            name, split, "", inside(images, name, where=where), declared_size=size, where=where, answer=answer
+        )
+        records += with_targets(image, squares(tuple(_POINTS.values()), points, side * width), number)
     return records
 
 
@@ -142,6 +185,11 @@ def _part_rows(file: Path) -> Iterator[tuple[str, str]]:
         yield name, _SPLITS[number.strip()]
 
 
+def _share(name: str) -> str:
+    share = share_of(name, 0)
+    return "train" if share < 0.8 else "val" if share < 0.9 else "test"
+
+
 def _size(images: Path, faces: dict[str, Row]) -> tuple[int, int]:
     """Return the size of the first image that is there, which all must have.
 
@@ -176,10 +224,20 @@ def _corners(landmarks: dict[str, Row], name: str, where: str) -> tuple[float, f
     if name not in landmarks:
         raise DataError(f"{where}: {name} has no landmarks: fetch {_LANDMARKS} again, or remove it")
     place, row = landmarks[name]
-    for wanted in _CORNERS:
+    left_x, left_y, right_x, right_y = _numbers(row, _CORNERS, place)
+    return left_x, left_y, right_x, right_y
+
+
+def _numbers(row: dict[str, str], columns: Sequence[str], where: str) -> tuple[float, ...]:
+    """Return the numbers in some columns. Errors: DataError where a column or a finite number is lacking."""
+    for wanted in columns:
         if wanted not in row:
-            raise DataError(f"{place}: there is no column {wanted!r}{suggest(wanted, row)}")
-    found = numbers([row[column] for column in _CORNERS], where=place)
+            raise DataError(f"{where}: there is no column {wanted!r}{suggest(wanted, row)}")
+    cells = [row[column] for column in columns]
+    try:
+        found = tuple(map(float, cells))
+    except ValueError:
+        found = (math.nan,)
     if not all(map(math.isfinite, found)):
-        raise DataError(f"{place}: the corners of the mouth need four finite numbers, found {list(found)}")
+        raise DataError(f"{where}: landmarks need finite numbers, found {' '.join(cells)}")
     return found
