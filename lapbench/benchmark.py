@@ -438,8 +438,8 @@ class Term(Table):
     measure: iou, pointing_game, energy or any other score of a row; of a model accuracy, balanced_accuracy,
     sensitivity, specificity, top_5_accuracy, or of its LAP number l alone predictivity_l and faithfulness_l,
     as a concept_mlp reads it mlp_predictivity_l and mlp_faithfulness_l, or of BLA accuracy_soft,
-    accuracy_hard, agreement_hard and selected; of landmarks landmark_accuracy and normalised_error, of
-    captions word_accuracy and caption_accuracy.
+    accuracy_hard, agreement_hard, selected and size_varies; of landmarks landmark_accuracy and
+    normalised_error, of captions word_accuracy and caption_accuracy.
     """
 
     model: str

@@ -31,7 +31,8 @@ def classification(job: Job, model: definition.Model) -> dict[str, Scores]:
     on: whether the LAP of that number, standing alone, names the true class, and whether that of its network;
     mlp_predictivity_1 and so on: the same as a network reads it in the LAP's concept features.
     accuracy_soft, accuracy_hard: by either output of BLA; agreement_hard: whether both say the same;
-    selected: how many positions decide. top_5_accuracy, of 10 classes and more: whether the true class is one
+    selected: how many positions decide, and size_varies: whether that is another number than of most images.
+    top_5_accuracy, of 10 classes and more: whether the true class is one
     of the five that are answered first. Of other tasks those of `lapbench.pipeline.answers.correctness`.
     Empty where a network was not asked yet.
     """
@@ -106,7 +107,9 @@ def _both_ways(known: list[Answers], labels: npt.NDArray[np.int64], n_classes: i
     said = {way: np.stack([one[way].argmax(axis=1) for one in known]) for way in ("soft", "hard")}
     tables = {f"accuracy_{way}": (answer == labels).astype(np.float64) for way, answer in said.items()}
     tables["agreement_hard"] = (said["soft"] == said["hard"]).astype(np.float64)
-    tables["selected"] = np.stack([one["selected"] for one in known]).astype(np.float64)
+    sizes = np.stack([one["selected"] for one in known]).astype(np.float64)
+    usual = np.array([[np.bincount(line.astype(np.int64)).argmax()] for line in sizes])
+    tables |= {"selected": sizes, "size_varies": (sizes != usual).astype(np.float64)}
     if n_classes >= _MANY:
         tables |= {f"top_5_accuracy_{way}": _among_five(known, way, labels) for way in said}
     return tables

@@ -113,6 +113,9 @@ def test_soft_and_hard_are_measures_of_the_model(done):
         assert (tables["accuracy_hard"][0] == (said_hard == labels)).all()
         assert (tables["accuracy_soft"][0] == tables["accuracy"][0]).all()
         assert (tables["agreement_hard"][0] == (said == said_hard)).all()
+        sizes = tables["selected"][0].tolist()
+        common = max(sorted(set(sizes)), key=sizes.count)
+        assert tables["size_varies"][0].tolist() == [size != common for size in sizes]
         assert tables["selected"][0].min() >= (3 if model.name == "L2X-F" else 1)
     text = render_markdown(leaderboard)
     assert "positions selected" in text and "| BLA-PH |" in text

@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from lapbench.benchmark import Augment, Data, Recipe
+from lapbench.benchmark import AnteHoc, Augment, Data, Recipe
 from lapbench.data import load_manifest, open_dataset
 from lapbench.data.captions import caption_scores
 from lapbench.data.landmarks import landmark_scores
 from lapbench.errors import TrainingError
-from lapbench.models import Captioner, build, save_weights
+from lapbench.models import Captioner, build, put_antehoc, save_weights
+from lapbench.models.weighting import antehoc_layers
 from lapbench.train import evaluate, seeded, train
 from lapbench.train.evaluation import measure
 from lapbench.train.images import tabulate
+from lapbench.train.objective import TERMS, asked, task_loss, task_terms
 
 DATA = Data(manifest="drawn", image_size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
 SHAPE = {"width": 4, "blocks": (1, 1, 1, 1), "stem": "3x3", "stem_pool": False}
@@ -144,3 +146,32 @@ def test_measures_of_an_epoch():
     assert share == {"token_accuracy": 0.75}
     classes = measure(logits[:, 0], np.array([1, 1]), task="classification", targets=(), size=(10, 10))
     assert classes["accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["faces", "scenes"])
+def test_ante_hoc_maps_are_learnt_by_a_second_answer_to_every_task(name, request, tmp_path):
+    """What the head says of the features times the map, put together by hand, has the task's own loss."""
+    dataset = request.getfixturevalue(name)
+    with seeded(0):
+        outputs = 10 if name == "faces" else 8
+        encoder = put_antehoc(build("resnet18", num_classes=outputs, parameters=SHAPE), AnteHoc())
+        model = encoder
+        if name == "scenes":
+            model = Captioner(encoder, vocabulary=17, length=dataset.answer_size, hidden=8)
+    model.eval()
+    batch = tabulate(dataset["train"], truth=False).take(np.arange(4))
+    terms, answer = task_terms(model, batch, dataset.task)
+
+    ((_, layer),) = antehoc_layers(model).items()
+    seen = []
+    with layer.features.register_forward_hook(lambda _module, _inputs, output: seen.append(output)):
+        plain = asked(model, batch, dataset.task)
+    kept = seen[0] * layer.weighting(seen[0])
+    with layer.features.register_forward_hook(lambda _module, _inputs, _output: kept):
+        masked = asked(model, batch, dataset.task)
+    term = TERMS[dataset.task]
+    torch.testing.assert_close(answer, plain)
+    torch.testing.assert_close(terms[term], task_loss(plain, batch, dataset.task)[0])
+    torch.testing.assert_close(terms[f"masked_{term}"], task_loss(masked, batch, dataset.task)[0])
+    record = train(model, dataset, data=DATA, recipe=recipe(epochs=1), workdir=tmp_path)
+    assert f"train_masked_{term}" in record.epochs[0]
