@@ -105,8 +105,8 @@ class Tape:
         self.start = network.images if start is None else start
         self.kept = after(self.start)
         self._end = network.logits
-        interpreter = _Recording(network.module, self.start)
         module = network.module
+        interpreter = _Recording(module, self.start)
         with torch.no_grad(), record_laps(module, SCORED) as laps, record_bla(module) as attended:
             interpreter.run(images)
             self.laps: list[LapRecord] = list(laps)
