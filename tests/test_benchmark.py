@@ -161,7 +161,7 @@ def test_contradictions_are_listed_beside_unknown_fields(tmp_path):
     assert found == [
         f"{line_of(text, 'meen')}: data.meen: unknown field; did you mean 'mean'?",
         f"{line_of(text, 'colour')}: models.2.colour: unknown field; "
-        "known: architecture, bla, concept_mlp, name, parameters, plug, recipe, seeds, weights",
+        "known: architecture, bla, concept_mlp, decoder, name, parameters, plug, recipe, seeds, weights",
         f"{line_of(text, '[data]')}: data: "
         "the threshold may not be fitted on the split it is scored on: both are 'test'",
         f"{line_of(text, 'weights') - 2}: models.2: give either a recipe or weights, not both",
