@@ -95,8 +95,13 @@ class EachClass(Table):
 
 
 class Plug(Table):
-    """How LAP is put into a network, and what its scoring module is made of."""
+    """How LAP, or a relative, is put into a network, and what its scoring module is made of.
 
+    layer: ``lap``; ``lip``, which has its hidden, score_activation and score_init in common; or ``average``,
+    ``max`` and ``strided``, which have no weights. Concepts are LAP's alone.
+    """
+
+    layer: Literal["lap", "lip", "average", "max", "strided"] = "lap"
     concepts: tuple[Concept, ...] = ()
     each_class: EachClass | None = None  # in the place of concepts
     sites: tuple[str, ...] | Literal["paper", "all"] = "paper"
@@ -126,16 +131,19 @@ class Plug(Table):
     @model_serializer(mode="wrap")
     def _without_what_is_younger(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out settings that are younger than some weights where they are not used: names stay."""
-        return {key: value for key, value in write(self).items() if value or key != "each_class"}
+        unused = {"each_class": None, "layer": "lap"}
+        return {key: v for key, v in write(self).items() if key not in unused or v != unused[key]}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = [concept.name for concept in self.concepts]
         faults = []
-        if not names and self.each_class is None:
+        if self.layer == "lap" and not names and self.each_class is None:
             faults.append("LAP needs at least one concept, or each_class")
         if names and self.each_class is not None:
             faults.append("give either concepts or each_class, not both")
+        if idle := self._idle():
+            faults.append(f"layer {self.layer!r} has no {', '.join(idle)}: leave that out, or use 'lap'")
         if len(set(names)) < len(names):
             faults.append(f"concept names must differ (found {names})")
         if self.aggregation == "identity" and self.each_class is not None:
@@ -149,6 +157,33 @@ class Plug(Table):
         if self.alpha_init == 0 and self.alpha_trainable:
             faults.append("alpha_init = 0 is a stationary point: a trainable alpha would never move")
         return _without(faults, self)
+
+    def _idle(self) -> list[str]:
+        """The settings that say something of parts that the layer has not."""
+        of_logits = ("hidden", "score_activation", "score_init", "branch_scores")
+        of_lap = (
+            "concepts",
+            "each_class",
+            "aggregation",
+            "aggregate_positive",
+            "alpha_init",
+            "alpha_trainable",
+            "eps",
+        )
+        absent = {"lap": (), "lip": of_lap}.get(self.layer, of_lap + of_logits)
+        return [name for name in absent if getattr(self, name) != type(self).model_fields[name].default]
+
+
+class AnteHoc(Table):
+    """Ante-hoc interpretation maps (reconstruction) beside a network's global pooling.
+
+    See `lapbench.models.weighting`: only the abstract of the paper was at hand, so that every field is open.
+    """
+
+    gate: Literal["sigmoid", "softmax"] = "sigmoid"
+    net: Literal["channels", "spatial"] = "channels"
+    masked: NonNegativeFloat = 1.0  # λ1: of the task's loss where the head sees what the map keeps
+    area: NonNegativeFloat = 0.01  # λ2: of the map's mean
 
 
 BLA_PRESETS: dict[str, dict[str, Any]] = {
@@ -230,7 +265,7 @@ class Recipe(Table):
     select_epoch: Literal["val_loss", "balanced_accuracy"] = "val_loss"  # open
     pretrained: Path | None = None  # weights to start from: a file, or torchvision's by name (IMAGENET1K_V1)
     start: str | None = None  # or a model further up in the definition, with the same seed or its only one
-    learning: tuple[str, ...] = ()  # the modules that learn, "lap" for all LAPs, "bla"; none: everything
+    learning: tuple[str, ...] = ()  # modules; "lap", "lip", "bla", "antehoc": all such; none: everything
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "32-true"
     losses: Losses = Losses()
     augment: Augment = Augment()
@@ -287,11 +322,18 @@ class Model(Table):
     parameters: dict[str, Any] = Field(default_factory=dict)
     plug: Plug | None = None
     bla: Bla | None = None
+    antehoc: AnteHoc | None = None
     concept_mlp: ConceptMLP | None = None
     decoder: Decoder | None = None
     recipe: Recipe | None = None
     weights: Path | None = None
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+
+    @property
+    def carries(self) -> frozenset[str]:
+        """The layers in the network that explain themselves, by what explainers call them in their needs."""
+        layers = {self.plug.layer} & {"lap", "lip"} if self.plug else set()
+        return frozenset(layers | {name for name in ("bla", "antehoc") if getattr(self, name)})
 
     @field_validator("architecture")
     @classmethod
@@ -305,16 +347,19 @@ class Model(Table):
             faults.append("give either a recipe or weights" + (", not both" if self.recipe else ""))
         if self.weights is not None and self.seeds != (0,):
             faults.append("given weights have no seeds")
-        if self.concept_mlp and self.plug is None:
+        if self.concept_mlp and "lap" not in self.carries:
             faults.append("concept_mlp reads the concepts of LAPs: it needs [models.plug]")
         if len(set(self.seeds)) < len(self.seeds):
             faults.append(f"seeds must differ (found {list(self.seeds)})")
-        if self.recipe and self.recipe.supervision != "none" and self.plug is None:
+        if self.recipe and self.recipe.supervision != "none" and "lap" not in self.carries:
+            lacks = f" with layer 'lap' (found {self.plug.layer!r})" if self.plug else ""
             faults.append(
-                f"supervision {self.recipe.supervision!r} trains concept heads, which need [models.plug]"
+                f"supervision {self.recipe.supervision!r} trains concept heads, "
+                f"which need [models.plug]{lacks}"
             )
-        if self.bla and self.plug:
-            faults.append("a network carries LAP or BLA: give either [models.plug] or [models.bla], not both")
+        tables = [f"[models.{name}]" for name in ("plug", "bla", "antehoc") if getattr(self, name)]
+        if len(tables) > 1:
+            faults.append(f"a network explains itself in one way: give at most one of {' and '.join(tables)}")
         if self.bla and self.bla.preset == "BLA-PH" and self.recipe and not self.recipe.adds_only("bla"):
             faults.append(
                 "BLA-PH leaves a trained network as it is: its recipe needs start or pretrained, and "
@@ -326,6 +371,12 @@ class Model(Table):
         except ValueError as error:
             faults.append(str(error))
         return _without(faults, self)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_younger(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is younger than some digests where it is absent."""
+        younger = ("bla", "antehoc", "concept_mlp", "decoder")
+        return {key: v for key, v in write(self).items() if key not in younger or v is not None}
 
 
 class Explainer(Table):

@@ -13,7 +13,7 @@ from pydantic import ValidationError, create_model
 from lapbench.errors import UnknownNameError, suggest
 from lapbench.toml import Table
 
-Need = Literal["model", "lap", "bla", "masks", "ids"]
+Need = Literal["model", "lap", "lip", "bla", "antehoc", "masks", "ids"]
 Reach = Literal["output", "layer", "image"]
 
 
@@ -54,11 +54,11 @@ class ExplainerSpec:
 
     function: ``(model, images (B, C, H, W), target (B,), **parameters) -> maps (B, h, w)`` or
     `lapbench.explain.Maps`; parameters are its keyword-only arguments.
-    version: raised whenever a change may change a map. needs: ``model`` (weights matter), ``lap``, ``bla`` (a
-    network with such layers), ``masks`` (the truth, for the oracle), ``ids`` (sample ids, for seeded
-    controls); ``masks`` and ``ids`` are passed as keyword arguments of that name. native_threshold: where the
-    map's own scale says "important" (0.5 for probabilities), or None. upsample: how a map gets the image's
-    size.
+    version: raised whenever a change may change a map. needs: ``model`` (weights matter), ``lap``, ``lip``,
+    ``bla``, ``antehoc`` (a network with such layers), ``masks`` (the truth, for the oracle), ``ids`` (sample
+    ids, for seeded controls); ``masks`` and ``ids`` are passed as keyword arguments of that name.
+    native_threshold: where the map's own scale says "important" (0.5 for probabilities), or None. upsample:
+    how a map gets the image's size.
     """
 
     name: str
@@ -76,6 +76,16 @@ class ExplainerSpec:
     card: Card
     parameters: type[Table]
     origin: str = "lapbench"
+
+    @property
+    def explains_networks(self) -> bool:
+        """Whether its maps are of a network at all."""
+        return bool(self.layers or "model" in self.needs)
+
+    @property
+    def layers(self) -> frozenset[str]:
+        """The layers that the network must carry for it, as `lapbench.benchmark.Model.carries` names them."""
+        return self.needs & {"lap", "lip", "bla", "antehoc"}
 
     @property
     def measures(self) -> str:

@@ -138,7 +138,7 @@ def with_bla(table: str, recipe: str = "") -> str:
         (with_bla('preset = "BLA-PH"', 'start = "WS-LAP"\nlearning = ["bla", "fc"]'), 'learning = ["bla"]'),
         (
             tiny.DEFINITION.replace("[models.plug]", "[models.bla]\n[models.plug]", 1),
-            "give either [models.plug] or [models.bla], not both",
+            "explains itself in one way: give at most one of [models.plug] and [models.bla]",
         ),
     ],
 )
@@ -161,7 +161,8 @@ def test_contradictions_are_listed_beside_unknown_fields(tmp_path):
     assert found == [
         f"{line_of(text, 'meen')}: data.meen: unknown field; did you mean 'mean'?",
         f"{line_of(text, 'colour')}: models.2.colour: unknown field; "
-        "known: architecture, bla, concept_mlp, decoder, name, parameters, plug, recipe, seeds, weights",
+        "known: antehoc, architecture, bla, concept_mlp, decoder, name, parameters, plug, recipe, seeds, "
+        "weights",
         f"{line_of(text, '[data]')}: data: "
         "the threshold may not be fitted on the split it is scored on: both are 'test'",
         f"{line_of(text, 'weights') - 2}: models.2: give either a recipe or weights, not both",

@@ -1,4 +1,4 @@
-"""Maps that a LAP network makes while it decides: concept probabilities, layer by layer and joined."""
+"""Maps that networks make while they decide, of LAP and LIP, or beside it, of a weighting network."""
 
 from collections.abc import Callable
 from typing import Annotated, Literal, TypeAlias
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from lapbench.errors import ExplainerError, NotApplicableError, UnknownNameError
 from lapbench.explain.passes import passes_of
 from lapbench.models.lap import LapRecord
-from lapbench.models.plug import lap_heads, lap_names
+from lapbench.models.plug import lap_heads, lap_names, lip_layers
+from lapbench.models.weighting import antehoc_layers
 from lapbench.registry import Card, explainer
 
 PAPER = "Modegh, Salimi, Rabiee, arXiv 2201.11808"
@@ -45,10 +46,7 @@ def lap(
     Errors: NotApplicableError for a network without LAP, or where no head stands for a target.
     """
     maps = _concept_maps(model, images, target, concept)
-    number = len(maps) if layer == "last" else layer
-    if number > len(maps):
-        raise ExplainerError(f"the network has LAP layers 1 to {len(maps)}, there is no layer {layer}")
-    return maps[number - 1][0]
+    return maps[_position(layer, len(maps), "LAP")][0]
 
 
 @explainer(
@@ -134,6 +132,71 @@ def lap_geometric(model: nn.Module, images: Tensor, target: Tensor, *, concept: 
     size, tiny = images.shape[-2:], torch.finfo(torch.float32).tiny
     maps = [_resized(p, size, "bilinear") for p, _ in _concept_maps(model, images, target, concept)]
     return torch.stack([p.clamp_min(tiny).log() for p in maps]).mean(0).exp()
+
+
+@explainer(
+    "lip",
+    version=1,
+    title="LIP",
+    paper="Gao, Wang, Wu, ICCV 2019 (arXiv 1908.04156)",
+    needs=("model", "lip"),
+    class_agnostic=True,
+    card=Card(
+        cost="1 forward pass",
+        limits="Networks with LIP layers only; one map for all classes, without a threshold of its own.",
+        computed_by="lapbench: the network itself pools by these weights",
+    ),
+)
+def lip(
+    model: nn.Module, images: Tensor, target: Tensor, *, layer: PositiveInt | Literal["last"] = "last"
+) -> Tensor:
+    """The weights exp(G) of one LIP layer, 1 (shallow) to L (deep), at that layer's resolution.
+
+    They count in proportion only, so each map is divided by its maximum: 1 is the heaviest pixel.
+    Errors: NotApplicableError for a network without LIP.
+    """
+    if not lip_layers(model):
+        raise NotApplicableError(f"this {type(model).__name__} has no LIP layers")
+    records = passes_of(model, images, target).laps
+    logits = records[_position(layer, len(records), "LIP")].logits[:, 0].float()
+    return (logits - logits.amax((1, 2), keepdim=True)).exp()
+
+
+@explainer(
+    "antehoc",
+    version=1,
+    title="Ante-hoc (reconstruction)",
+    paper="Guna R T, Okkath Krishnanunni, Benítez, 2023; a reconstruction from its abstract",
+    needs=("model", "antehoc"),
+    class_agnostic=True,
+    reach="layer",
+    card=Card(
+        cost="1 forward pass, and the weighting network",
+        limits="A reconstruction: only the paper's abstract was at hand. Networks with a weighting network "
+        "beside their global pooling; one map for all classes, without a threshold of its own.",
+        computed_by="lapbench: the weighting network was trained together with the network",
+    ),
+)
+def antehoc(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """The map M that the weighting network makes (reconstruction), at the resolution of the last features.
+
+    Each map is stretched to [0, 1], so that its scale is relative; a constant one is 0.
+    Errors: NotApplicableError for a network without a weighting network.
+    """
+    layers = antehoc_layers(model)
+    if not layers:
+        raise NotApplicableError(f"this {type(model).__name__} has no weighting network for ante-hoc maps")
+    ((name, layer),) = layers.items()
+    maps: Tensor = layer.weighting(passes_of(model, images, target).activation(f"{name}.features"))
+    return maps[:, 0]
+
+
+def _position(layer: int | Literal["last"], count: int, kind: str) -> int:
+    """Return which of the layers is meant, from 0."""
+    number = count if layer == "last" else layer
+    if number > count:
+        raise ExplainerError(f"the network has {kind} layers 1 to {count}, there is no layer {layer}")
+    return number - 1
 
 
 def _concept_maps(

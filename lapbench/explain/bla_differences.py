@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from lapbench.errors import NotApplicableError
-from lapbench.explain.multipliers import given_to_winners, mean, rescaled, softmax, vjp
+from lapbench.explain.multipliers import given_to_winners, mean, pooled, rescaled, softmax, vjp
 from lapbench.explain.tape import Operation
 from lapbench.models.bla import BLA, SubsetAttention
 from lapbench.models.lap import at_least_float32, per_pixel
@@ -34,9 +34,7 @@ def bla_rule(operation: Operation, received: Tensor) -> tuple[Any, ...]:
         )
     (x,), (x_,) = operation.inputs, operation.before.inputs
     weights, weights_ = layer.window_weights(x), layer.window_weights(x_)
-    to_x, to_weights = vjp(
-        layer.pool, received, mean(x, x_), mean(weights, weights_).expand(len(x), -1, 1, 1)
-    )
+    to_x, to_weights = pooled(layer, received, x, x_, weights, weights_)
     z, z_ = (at_least_float32(per_pixel(features.flatten(2), layer.score))[:, 0] for features in (x, x_))
     to_z = _attention(attention, to_weights.flatten(1).to(z), z, z_)
     weight = layer.score.weight.flatten().to(x)

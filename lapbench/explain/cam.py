@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from lapbench.errors import NotApplicableError
 from lapbench.explain.attribution import Reduction, reduced
 from lapbench.explain.passes import Passes, passes_of
-from lapbench.models.bla import BLA
-from lapbench.models.lap import AdaptiveLAP2d
+from lapbench.models.pooling import Pooling
 from lapbench.registry import Card, explainer
 
 COST = "1 forward, 1 backward to the layer"
@@ -84,15 +83,15 @@ def layer_cam(model: nn.Module, images: Tensor, target: Tensor, *, layer: str = 
     signed=True,
     card=Card(
         cost="1 forward",
-        limits="networks other than features, global average (or LAP or BLA) pooling and one linear layer",
+        limits="networks other than features, global average (or LAP, LIP, BLA) pooling and one linear layer",
         computed_by="lapbench: Captum has none",
     ),
 )
 def cam(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     """The last stage's channels weighted by the classifier's weights for the target, Σ_k w_k A_k.
 
-    Its mean over the map (with LAP or BLA: by its weights) and the bias make the target's logit; that is
-    checked, so that a network of another build is refused. Errors: NotApplicableError where they do not.
+    Its mean over the map (with LAP, LIP or BLA: by its weights) and the bias make the target's logit; that
+    is checked, so that a network of another build is refused. Errors: NotApplicableError where they do not.
     """
     passes = passes_of(model, images, target)
     activation, name = passes.activation("last"), type(model).__name__
@@ -113,15 +112,16 @@ def cam(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
 
 def _pooling_weights(model: nn.Module, activation: Tensor) -> Tensor:
     """What each pixel of the last feature map counts in the pooled features, (B or 1, h, w)."""
-    layers = [part for part in model.modules() if isinstance(part, AdaptiveLAP2d | BLA)]
+    layers = [part for part in model.modules() if isinstance(part, Pooling) and part.is_global]
     size = activation.shape[-2:]
     if layers and _channels(layers[-1]) == activation.shape[1]:
         return layers[-1].window_weights(activation).view(len(activation), *size)
     return activation.new_full((1, *size), 1 / size.numel())
 
 
-def _channels(layer: AdaptiveLAP2d | BLA) -> int:
-    return layer.in_channels if isinstance(layer, BLA) else layer.scoring.in_channels
+def _channels(layer: Pooling) -> int:
+    """The channels that a pooling scores."""
+    return next(part.in_channels for part in layer.modules() if isinstance(part, nn.Conv2d))
 
 
 @explainer(

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from lapbench.errors import ExplainerError, NotApplicableError, suggest
-from lapbench.models.bla import BLA
-from lapbench.models.lap import LAP
+from lapbench.models.pooling import Pooling
 
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid,
@@ -60,9 +59,9 @@ def canonical(model: nn.Module) -> Canonical:
 
     Functional and re-used activations and pools become fresh modules, one per call; nothing works in place;
     every such module gets an input that no other operation shares, because Captum replaces the *whole*
-    gradient of that tensor. LAP and BLA stay whole. All parameters and buffers are those of ``model`` (no
-    copy), every module is a new object without the user's hooks: nothing done to the result can be seen in
-    ``model``. Errors: NotApplicableError where torch.fx cannot trace the network.
+    gradient of that tensor. LAP layers and their relatives stay whole. All parameters and buffers are those
+    of ``model`` (no copy), every module is a new object without the user's hooks: nothing done to the result
+    can be seen in ``model``. Errors: NotApplicableError where torch.fx cannot trace the network.
     """
     tracer = _Tracer()
     try:
@@ -97,7 +96,7 @@ def twin_of(module: nn.Module) -> nn.Module:
 
 
 class _Tracer(fx.Tracer):
-    """Traces down to torch's modules, LAP and BLA, and notes which node each module returns.
+    """Traces down to torch's modules and poolings such as LAP, and notes which node each module returns.
 
     What works in place becomes an operation that does not; all that is done with the tensor from there on is
     done with its result. (Where a *view* is changed in place, that cannot be seen in a graph.)
@@ -130,7 +129,7 @@ class _Tracer(fx.Tracer):
         return node
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LAP | BLA) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, Pooling) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -188,7 +187,7 @@ def _own_module(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None
     if node.op == "call_module":
         module = graph_module.get_submodule(str(node.target))
         in_place = getattr(module, "inplace", False)
-        if not isinstance(module, (*ACTIVATIONS, nn.MaxPool2d, LAP, BLA)) and not in_place:
+        if not isinstance(module, (*ACTIVATIONS, nn.MaxPool2d, Pooling)) and not in_place:
             return None
         own = twin_of(module)
         if hasattr(own, "inplace"):

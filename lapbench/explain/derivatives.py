@@ -13,6 +13,7 @@ from lapbench.explain.canonical import isolated
 from lapbench.explain.tape import Operation, Rule
 from lapbench.models.bla import BLA
 from lapbench.models.lap import AdaptiveLAP2d, LAP2d
+from lapbench.models.lip import LIP
 
 _FEW = 4
 """Channels of an image, for which torch's backward of a strided convolution is slow."""
@@ -114,7 +115,7 @@ def _guided_relu(operation: Operation, received: Tensor) -> tuple[Tensor]:
 
 
 def _guided_within(operation: Operation, received: Tensor) -> tuple[Any, ...]:
-    """The derivative of a LAP or BLA layer whose own ReLUs are guided."""
+    """The derivative of a pooling whose own ReLUs, in its scoring module or its attention, are guided."""
 
     def guide(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         if output.requires_grad:
@@ -234,5 +235,5 @@ _DERIVATIVES: dict[Any, Rule] = {
 """By the class of a module, by function, or by the name of a method; everything else is a `derivative`."""
 _GUIDED: dict[Any, Rule] = {
     nn.ReLU: _guided_relu,
-    **dict.fromkeys((LAP2d, AdaptiveLAP2d, BLA), _guided_within),
+    **dict.fromkeys((LAP2d, AdaptiveLAP2d, LIP, BLA), _guided_within),
 }

@@ -4,7 +4,7 @@
 2017), rescale rule. A linear operation hands multipliers back as it does gradients; an element-wise
 non-linearity multiplies by Δout/Δin; the others have rules that are complete, too: what the inputs of an
 operation receive, times their differences, adds up to the difference of its output, however far apart image
-and reference are. Those for products and for layer norm are lapbench's own, as are those for LAP and BLA.
+and reference are. Those for products, for layer norm, and for LAP, LIP and BLA are lapbench's own.
 """
 
 import math
@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from lapbench.explain.bla_differences import bla_rule
 from lapbench.explain.canonical import ACTIVATIONS
 from lapbench.explain.derivatives import derivative, gradient
-from lapbench.explain.lap_differences import lap_rule
+from lapbench.explain.lap_differences import lap_rule, lip_rule
 from lapbench.explain.multipliers import given_to_winners, mean, multiplier, rescaled
 from lapbench.explain.tape import Operation, Rule
 from lapbench.models.bla import BLA
 from lapbench.models.lap import AdaptiveLAP2d, LAP2d
+from lapbench.models.lip import LIP
 
 
 def differences(operation: Operation) -> Rule:
@@ -65,12 +66,22 @@ def _max_pool(operation: Operation, received: Tensor) -> tuple[Any, ...]:
     """
     if operation.module.return_indices:
         return derivative(operation, received)
+    return (_maxima(operation, received, operation.winners, operation.before.winners),)
+
+
+def _adaptive_max_pool(operation: Operation, received: Tensor) -> tuple[Any, ...]:
+    """The same where windows are fractions of the map."""
+    size, inputs = operation.module.output_size, (operation.inputs[0], operation.before.inputs[0])
+    winners = [F.adaptive_max_pool2d(x, size, return_indices=True)[1] for x in inputs]
+    return (_maxima(operation, received, *winners),)
+
+
+def _maxima(operation: Operation, received: Tensor, winners: Tensor, winners_: Tensor) -> Tensor:
     before = operation.before
     pairs = (operation.inputs[0], before.inputs[0]), (operation.output, before.output)
     (x, x_), (y, y_) = [(now.flatten(2), old.flatten(2)) for now, old in pairs]
-    winners, winners_ = operation.winners.flatten(2), before.winners.flatten(2)
-    received = given_to_winners(received.flatten(2), x, x_, y, y_, winners, winners_, 2)
-    return (received.view_as(operation.inputs[0]),)
+    positions = winners.flatten(2), winners_.flatten(2)
+    return given_to_winners(received.flatten(2), x, x_, y, y_, *positions, 2).view_as(operation.inputs[0])
 
 
 def _layer_norm(operation: Operation, received: Tensor) -> tuple[Tensor]:
@@ -101,9 +112,11 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys(ACTIVATIONS, _rescale),
     nn.ReLU: _relu,
     nn.MaxPool2d: _max_pool,
+    nn.AdaptiveMaxPool2d: _adaptive_max_pool,
     **dict.fromkeys((operator.mul, torch.mul, "mul"), _product),
     **dict.fromkeys((nn.LayerNorm, F.layer_norm), _layer_norm),
     **dict.fromkeys((LAP2d, AdaptiveLAP2d), lap_rule),
+    LIP: lip_rule,
     BLA: bla_rule,
 }
 """By the class of a module, by function, or by the name of a method; what is linear needs none."""

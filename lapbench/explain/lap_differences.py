@@ -1,4 +1,4 @@
-"""DeepLIFT's rule for LAP, which multiplies, divides and takes maxima of several values.
+"""DeepLIFT's rules for LAP, which multiplies, divides and takes maxima of several values, and for LIP.
 
 With plain gradients the contributions miss the difference of the outputs by per cents. The rule here is
 lapbench's own (the paper of LAP has none), and complete. With window weights a = softmax(ℓ), ℓ_u = log N(V)_u
@@ -11,7 +11,8 @@ of Eq. 4, the pooled value is O = Σ_u a_u x_u, and
 
 The second line is the index number of Sato (1976) and Vartia (1976), the third a Shapley value, the fourth
 DeepLIFT's rule for max pooling. No step blows up where all scores of a window vanish. Probabilities σ(z), the
-scoring module's ReLU and a trainable aggregation follow the rescale rule.
+scoring module's ReLU and a trainable aggregation follow the rescale rule. LIP has the first two lines in
+common; its ℓ is G itself, so that nothing comes between.
 """
 
 from typing import Any
@@ -19,9 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lapbench.explain.multipliers import given_to_winners, mean, multiplier, rescaled, softmax, vjp
+from lapbench.explain.multipliers import given_to_winners, multiplier, pooled, rescaled, softmax, vjp
 from lapbench.explain.tape import Operation
-from lapbench.models.lap import LAP, ConceptScoring, at_least_float32, per_pixel, under_windows, validity
+from lapbench.models.lap import LAP, ConceptScoring, at_least_float32, per_pixel
+from lapbench.models.lip import LIP
+from lapbench.models.pooling import Pooling, under_windows, validity
+
+_OUTSIDE = -1e4
+"""ℓ beyond the border: a weight of 0, and a finite one."""
 
 
 def lap_rule(operation: Operation, received: Tensor) -> tuple[Any, ...]:
@@ -35,9 +41,7 @@ def lap_rule(operation: Operation, received: Tensor) -> tuple[Any, ...]:
         _log_weights(lap, under_windows(V, window), valid) for V in (values, values_)
     )
 
-    weights = logs.softmax(1)
-    to_x, to_weights = vjp(lap.pool, received, mean(x, x_), mean(weights, logs_.softmax(1)))
-    to_logs = softmax(to_weights.to(logs), logs, logs_).masked_fill(valid == 0, 0)
+    to_x, to_logs = _pooled_by_logs(lap, received, x, x_, logs, logs_, valid)
     to_v, to_m = _log_weight(to_logs, lap, v, v_, m, m_)
     to_m = to_m.sum(1, keepdim=True)
     to_v = to_v + given_to_winners(
@@ -48,14 +52,38 @@ def lap_rule(operation: Operation, received: Tensor) -> tuple[Any, ...]:
     return (to_x + to_scored,) if len(operation.inputs) == 1 else (to_x, to_scored)
 
 
+def lip_rule(operation: Operation, received: Tensor) -> tuple[Any, ...]:
+    """The same for LIP."""
+    lip: LIP = operation.module
+    (x, *_, scored), (x_, *_, scored_) = _both(operation.inputs), _both(operation.before.inputs)
+    (hidden, G), (hidden_, G_) = _scored(lip.scoring, scored), _scored(lip.scoring, scored_)
+    logits, logits_ = (flat.view(len(flat), 1, *scored.shape[2:]) for flat in (G, G_))
+    window = lip.window(*logits.shape[2:])
+    valid = validity(logits, window)
+    logs, logs_ = (under_windows(g, window).masked_fill(valid == 0, _OUTSIDE) for g in (logits, logits_))
+
+    to_x, to_logs = _pooled_by_logs(lip, received, x, x_, logs, logs_, valid)
+    (to_logits,) = vjp(lambda g: under_windows(g, window), to_logs, logits)
+    to_scored = _logits(lip.scoring, to_logits.flatten(2).to(x), hidden, hidden_).view_as(scored)
+    return (to_x + to_scored,) if len(operation.inputs) == 1 else (to_x, to_scored)
+
+
+def _pooled_by_logs(
+    layer: Pooling, received: Tensor, x: Tensor, x_: Tensor, logs: Tensor, logs_: Tensor, valid: Tensor
+) -> tuple[Tensor, Tensor]:
+    """From the pooled values back to the features, and to the logarithms ℓ of their weights."""
+    to_x, to_weights = pooled(layer, received, x, x_, logs.softmax(1), logs_.softmax(1))
+    return to_x, softmax(to_weights.to(logs), logs, logs_).masked_fill(valid == 0, 0)
+
+
 def _both(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return inputs if len(inputs) == 2 else (inputs[0], inputs[0])
 
 
 def _log_weights(lap: LAP, under: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values V under windows (B, n, H', W'), their maximum m, and ℓ(V, m); beyond the border ℓ is −10⁴."""
+    """Values V under windows (B, n, H', W'), their maximum m, ℓ(V, m); `_OUTSIDE` beyond the border."""
     largest = under.amax(1, keepdim=True)
-    return under, largest, _log(lap, under, largest).masked_fill(valid == 0, -1e4)
+    return under, largest, _log(lap, under, largest).masked_fill(valid == 0, _OUTSIDE)
 
 
 def _log(lap: LAP, v: Tensor, m: Tensor) -> Tensor:
@@ -79,17 +107,28 @@ def _log_weight(
 
 def _scoring(scoring: ConceptScoring, received: Tensor, x: Tensor, x_: Tensor) -> Tensor:
     """From the joint value V back to the features that were scored."""
-    flat, flat_ = x.flatten(2), x_.flatten(2)
-    hidden, hidden_ = (y if scoring.hidden is None else per_pixel(y, scoring.hidden) for y in (flat, flat_))
-    active = [y if scoring.hidden is None else scoring.activation(y) for y in (hidden, hidden_)]
-    logits, logits_ = (at_least_float32(per_pixel(y, scoring.head)) for y in active)
+    (hidden, logits), (hidden_, logits_) = _scored(scoring, x), _scored(scoring, x_)
     p, p_ = scoring.probability(logits), scoring.probability(logits_)
     received = _aggregation(scoring, received.flatten(2), p, p_)
     received = _through(scoring.probability, received, logits, logits_)
-    received = _back(received.to(x), scoring.head)
+    return _logits(scoring, received.to(x), hidden, hidden_).view_as(x)
+
+
+def _scored(scoring: ConceptScoring, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What the scoring module's ReLU takes, or x where it has none, and the logits, (B, …, HW)."""
+    flat = x.flatten(2)
+    if scoring.hidden is None:
+        return flat, at_least_float32(per_pixel(flat, scoring.head))
+    hidden = per_pixel(flat, scoring.hidden)
+    return hidden, at_least_float32(per_pixel(scoring.activation(hidden), scoring.head))
+
+
+def _logits(scoring: ConceptScoring, received: Tensor, hidden: Tensor, hidden_: Tensor) -> Tensor:
+    """From the logits back to the features that were scored, (B, C, HW)."""
+    received = _back(received, scoring.head)
     if scoring.hidden is not None:
         received = _back(_through(scoring.activation, received, hidden, hidden_), scoring.hidden)
-    return received.view_as(x)
+    return received
 
 
 def _aggregation(scoring: ConceptScoring, received: Tensor, p: Tensor, p_: Tensor) -> Tensor:

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lapbench.errors import ExplainerError, NotApplicableError, suggest
-from lapbench.models.bla import BLA
-from lapbench.models.lap import LAP
+from lapbench.models.pooling import Pooling
 
-_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, LAP, BLA)
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, Pooling)
 
 
 def layer_of(model: nn.Module, layer: str, images: Tensor) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lapbench.models.pooling import Pooling
+
 EPS = 1e-10
 """Where |Δin| is smaller, a multiplier is the plain derivative, as in Captum."""
 
@@ -55,15 +57,23 @@ def given_to_winners(
     return handed_back.scatter_add_(dim, winners_, to_theirs.mul_(received))
 
 
+def pooled(
+    layer: Pooling, received: Tensor, x: Tensor, x_: Tensor, weights: Tensor, weights_: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The product rule, both orders averaged: from pooled values back to features and to their weights."""
+    to_x, to_weights = vjp(layer.pool, received, mean(x, x_), mean(weights, weights_))
+    return to_x, to_weights
+
+
 def softmax(received: Tensor, logits: Tensor, logits_: Tensor) -> Tensor:
     """The rule for softmax along dimension 1, by the index number of Sato (1976) and Vartia (1976).
 
     Its Jacobian a_u (δ_uv − a_v), with λ and λ / Σλ in place of a; λ: the logarithmic mean of a and a'.
     """
     now, before = logits.log_softmax(1), logits_.log_softmax(1)
-    half = (now - before) / 2
-    ratio = torch.where(half.abs() < 1e-2, 1 + half**2 / 6 + half**4 / 120, torch.sinh(half) / half)
-    average = torch.exp((now + before) / 2) * ratio  # (a − a') / (log a − log a')
+    apart = (now - before).abs()
+    share = torch.where(apart == 0, 1, -torch.expm1(-apart) / apart.masked_fill(apart == 0, 1))
+    average = torch.maximum(now, before).exp() * share  # (a − a') / (log a − log a')
     return average * (received - (received * average).sum(1, keepdim=True) / average.sum(1, keepdim=True))
 
 

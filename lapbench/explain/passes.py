@@ -14,7 +14,7 @@ from lapbench.explain import derivatives
 from lapbench.explain.canonical import Canonical, canonical
 from lapbench.explain.differences import differences
 from lapbench.explain.layers import layer_of
-from lapbench.explain.tape import RuleBook, Tape, one_hot
+from lapbench.explain.tape import SCORED, RuleBook, Tape, one_hot
 from lapbench.models.bla import BlaRecord, record_bla
 from lapbench.models.lap import LapRecord, record_laps
 from lapbench.models.predict import evaluating
@@ -104,7 +104,7 @@ class Passes:
 
     @property
     def laps(self) -> list[LapRecord]:
-        """What every LAP layer of the network saw and said, shallow to deep."""
+        """What every LAP, or LIP, layer of the network saw and said, shallow to deep."""
         return self._tape().laps if self._traceable else self._untraced[1]
 
     @property
@@ -134,7 +134,7 @@ class Passes:
     def guided_gradient(self) -> Tensor:
         """The same (B, C, H, W), where every ReLU lets only positive gradients back.
 
-        Errors: NotApplicableError for a network without any ReLU outside LAP and BLA, where this is the
+        Errors: NotApplicableError for a network without any ReLU outside LAP and its like, where this is the
         plain gradient.
         """
         network = self._network
@@ -195,7 +195,7 @@ class Passes:
     @cached_property
     def _untraced(self) -> tuple[Tensor, list[LapRecord], list[BlaRecord]]:
         model = self.prepared.model
-        with torch.no_grad(), record_laps(model) as laps, record_bla(model) as attended:
+        with torch.no_grad(), record_laps(model, SCORED) as laps, record_bla(model) as attended:
             return _answer(model, self.images.clone()), list(laps), list(attended)
 
     def _hooked(self, layer: str | None) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,10 @@ layers with weights differ in the terms that they count. All other operations ha
 - activations, dropout, stochastic depth, products with constants: all of it goes on;
 - products of features: all of it to the signal, nothing to its gate (Arras et al., WASSA 2017);
 - maxima: all of it to the winner;
-- sums, averages, and what is one where some values are taken for constants: LAP and BLA with their
+- sums, averages, and what is one where some values are taken for constants: LAP and its like with their
   weights, layer norm with its statistics (Ali et al., ICML 2022), a batch norm that no convolution takes in.
   Each summand's share is in proportion to its signed value, and what is constant has that of a bias. The
-  features that LAP and BLA score get nothing.
+  features that LAP and its like score get nothing.
 """
 
 import operator
@@ -30,7 +30,9 @@ from lapbench.explain.canonical import ACTIVATIONS, isolated
 from lapbench.explain.derivatives import REARRANGING, gradient, passed_on
 from lapbench.explain.tape import Operation, Rule, RuleBook
 from lapbench.models.bla import BLA
-from lapbench.models.lap import LAP, AdaptiveLAP2d, LAP2d
+from lapbench.models.lap import AdaptiveLAP2d, LAP2d
+from lapbench.models.lip import LIP
+from lapbench.models.pooling import Pooling, Strided
 
 
 class Ledger:
@@ -245,13 +247,13 @@ def in_proportion(
     return rule
 
 
-def attention_in_proportion(
+def pooled_in_proportion(
     ledger: Ledger, epsilon: float = 0.0, *, of: Callable[[Tensor], Tensor] = lambda x: x
 ) -> Rule:
-    """The same for LAP and BLA, to the value times its weight; the features that are scored get nothing."""
+    """The same for LAP and its like, to the value times its weight; the features scored get nothing."""
 
     def rule(operation: Operation, relevance: Tensor) -> tuple[Any, ...]:
-        layer: LAP | BLA = operation.module
+        layer: Pooling = operation.module
         x, scored = operation.inputs[0], operation.inputs[-1]
         with torch.no_grad():
             weights = layer.window_weights(scored)
@@ -298,11 +300,11 @@ def unweighted(ledger: Ledger, epsilon: float = 0.0) -> Mapping[Any, Rule]:
         nn.BatchNorm2d: batch_norm,
         **dict.fromkeys((nn.MaxPool2d, nn.AdaptiveMaxPool2d, F.adaptive_max_pool2d), _to_winners),
         **dict.fromkeys((nn.AvgPool2d, *GLOBAL_AVERAGES), in_proportion(ledger, epsilon)),
-        **dict.fromkeys(ATTENTION, attention_in_proportion(ledger, epsilon)),
+        **dict.fromkeys(POOLINGS, pooled_in_proportion(ledger, epsilon)),
     }
 
 
-ATTENTION = (LAP2d, AdaptiveLAP2d, BLA)
+POOLINGS = (LAP2d, AdaptiveLAP2d, LIP, Strided, BLA)
 GLOBAL_AVERAGES = (nn.AdaptiveAvgPool2d, torch.mean, "mean")
 _FURTHER_ACTIVATIONS = (nn.SELU, nn.CELU, F.selu, F.celu, F.mish, F.hardtanh, torch.clamp, "clamp")
 

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from lapbench.explain.derivatives import passed_on
 from lapbench.explain.passes import passes_of
 from lapbench.explain.relevance import (
-    ATTENTION,
     GLOBAL_AVERAGES,
     LINEAR,
+    POOLINGS,
     Layer,
     Ledger,
     Portion,
     Split,
-    attention_in_proportion,
     book,
     in_proportion,
+    pooled_in_proportion,
     unweighted,
     weighted,
 )
@@ -98,7 +98,7 @@ def relevance_cam_rules() -> RuleBook:
             nn.BatchNorm2d: passed_on,
             nn.MaxPool2d: in_proportion(ledger),
             **dict.fromkeys(GLOBAL_AVERAGES, in_proportion(ledger, of=torch.relu)),
-            **dict.fromkeys(ATTENTION, attention_in_proportion(ledger, of=torch.relu)),
+            **dict.fromkeys(POOLINGS, pooled_in_proportion(ledger, of=torch.relu)),
         },
         ", which lies between the layer and the logits: choose a deeper layer, or leave this network out",
     )

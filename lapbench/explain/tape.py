@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from lapbench.errors import NotApplicableError
 from lapbench.explain.canonical import Canonical
 from lapbench.models.bla import BlaRecord, record_bla
-from lapbench.models.lap import LapRecord, record_laps
+from lapbench.models.lap import LAP, LapRecord, record_laps
+from lapbench.models.lip import LIP
 
 
 class Operation:
@@ -93,7 +94,7 @@ RuleBook: TypeAlias = Callable[[Operation], Rule]
 
 
 class Tape:
-    """A forward pass of a canonical network: logits, records of LAP and BLA, and values to walk back over.
+    """A forward pass of a canonical network: logits, records of LAP, LIP, BLA, and values to walk back over.
 
     images: (B, C, H, W). start: the node whose value and everything after it is kept; the images, if not
     given. No graph is built: the walks bring their own rules.
@@ -105,7 +106,8 @@ class Tape:
         self.kept = after(self.start)
         self._end = network.logits
         interpreter = _Recording(network.module, self.start)
-        with torch.no_grad(), record_laps(network.module) as laps, record_bla(network.module) as attended:
+        module = network.module
+        with torch.no_grad(), record_laps(module, SCORED) as laps, record_bla(module) as attended:
             interpreter.run(images)
             self.laps: list[LapRecord] = list(laps)
             self.bla: list[BlaRecord] = list(attended)
@@ -153,6 +155,8 @@ class Tape:
         return Operation(self, node, twin)
 
 
+SCORED = (LAP, LIP)
+"""Poolings whose scores a forward pass keeps."""
 _WINDOW = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lapbench.models.lap import at_least_float32, per_pixel
+from lapbench.models.pooling import Pooling
 
 Output = Literal["soft", "hard"]
 
@@ -104,35 +105,31 @@ class SubsetAttention(nn.Module):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
-class BLA(nn.Module):
-    """Bounded logit attention in the place of global pooling.
+class BLA(Pooling):
+    """Bounded logit attention in the place of global pooling: its one window is the whole map.
 
     (B, C, H, W) → Σ w·x over the positions, (B, C, 1, 1). A 1×1 convolution gives every position its logit z,
     and the attention its weight w: see `SubsetAttention`.
     """
 
     def __init__(self, in_channels: int, attention: SubsetAttention) -> None:
-        super().__init__()
+        super().__init__(None)
         self.in_channels, self.attention = in_channels, attention
         self.score = nn.Conv2d(in_channels, 1, 1)
         nn.init.xavier_uniform_(self.score.weight)
         nn.init.zeros_(self.score.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Pool x (B, C, H, W) → (B, C, 1, 1)."""
-        return self.pool(x, self.window_weights(x))
+    def window_weights(self, scored: Tensor) -> Tensor:
+        """Weights (B, n, 1, 1) of the n = H·W positions, row by row.
 
-    def window_weights(self, x: Tensor) -> Tensor:
-        """Return the weights (B, n, 1, 1) of the n = H·W positions, row by row."""
-        if 0 in x.shape[2:]:
-            raise ValueError(f"BLA needs at least one position, found a map of {x.shape[2]}×{x.shape[3]}")
-        logits = per_pixel(x.flatten(2), self.score).view(len(x), *x.shape[2:])
+        They need not add up to 1: a threshold takes some of it away, draws add to it.
+        """
+        height, width = scored.shape[2:]
+        if not height or not width:
+            raise ValueError(f"BLA needs at least one position, found a map of {height}×{width}")
+        logits = per_pixel(scored.flatten(2), self.score).view(len(scored), height, width)
         weights: Tensor = self.attention(logits)
-        return weights.view(len(x), -1, 1, 1)
-
-    def pool(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Pool x (B, C, H, W) by given weights (B, n, 1, 1), in x's own dtype."""
-        return (x.flatten(2) @ weights.to(x.dtype).flatten(1).unsqueeze(2)).unsqueeze(3)
+        return weights.view(len(scored), -1, 1, 1)
 
 
 def bla_layers(model: nn.Module) -> dict[str, BLA]:

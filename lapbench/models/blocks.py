@@ -1,7 +1,8 @@
 """Parts of known networks with LAP in place of a stride or a pooling.
 
 Each class takes the place of a torchvision class (`become`): the module stays itself, with its parameters and
-their names, and gains children whose names begin with ``lap``; only its forward pass changes.
+their names, and gains children whose names begin with ``lap``; only its forward pass changes. The children
+may be relatives of LAP.
 """
 
 # mypy: disallow-subclassing-any=False
@@ -15,6 +16,8 @@ from torch.nn import functional as F
 from torchvision.models import DenseNet, MNASNet, MobileNetV2, ShuffleNetV2
 from torchvision.models.inception import BasicConv2d, InceptionB, InceptionD
 from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from lapbench.models.pooling import Pooling
 
 
 def become(module: nn.Module, kind: type[nn.Module], **children: nn.Module | str | None) -> None:
@@ -67,8 +70,8 @@ class _TwoBranches:
         else:
             both = torch.cat([main, skip], 1)
             scored = both if self.branch_scores == "concat" else main
-            channels = [norm.num_features, skip_norm.num_features]
-            main, skip = self.lap(both, scored).split(channels, 1)
+            pooled = self.lap(both, scored) if isinstance(self.lap, Pooling) else self.lap(both)
+            main, skip = pooled.split([norm.num_features, skip_norm.num_features], 1)
         if not after:
             main, skip = self.relu(norm(main)), skip_norm(skip)
         return main, skip
@@ -148,7 +151,7 @@ class LapInceptionD(_Mixed, InceptionD):
 
 
 class _PooledByModule:
-    """A network whose global pooling is its child of the name `pooled_by`: LAP or BLA."""
+    """A network whose global pooling is its child of the name `pooled_by`."""
 
     pooled_by: str
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from lapbench.errors import DefinitionError
-from lapbench.models.lap import LAP
 from lapbench.models.plug import lap_heads, lap_layers
+from lapbench.models.pooling import Pooling
 from lapbench.models.predict import evaluating
 
 ACTIVE = 0.5
@@ -96,7 +96,7 @@ def cost(model: nn.Module, image: Tensor) -> Cost:
 
 
 class _Tracer(fx.Tracer):
-    """Traces down to torch's modules and LAP layers."""
+    """Traces down to torch's modules and poolings such as LAP."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LAP) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, Pooling) or super().is_leaf_module(m, module_qualified_name)

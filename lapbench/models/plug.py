@@ -1,8 +1,9 @@
 """Put LAP into a network: poolings become LAP, strided convolutions lose their stride to a LAP behind them.
 
-The rule and the places are those of the LAP paper (arXiv 2201.11808). Or put BLA into it, in the place of its
-global pooling (arXiv 2105.14824). The network with either is a copy; every parameter of the plain network
-keeps its name, so plain weights load into it (`load_plain`).
+The rule and the places are those of the LAP paper (arXiv 2201.11808). Its relatives, which `Plug.layer`
+names, take the same places with the same windows. BLA (arXiv 2105.14824), or ante-hoc maps, take the place of
+the global pooling alone. The network with any of them is a copy; every parameter of the plain network keeps
+its name, so plain weights load into it (`load_plain`).
 """
 
 import copy
@@ -18,12 +19,15 @@ from torchvision.models.inception import BasicConv2d, InceptionB, InceptionD
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops.misc import SqueezeExcitation
 
-from lapbench.benchmark import Bla, Plug
+from lapbench.benchmark import AnteHoc, Bla, Plug
 from lapbench.errors import DefinitionError, UnknownNameError
 from lapbench.models import blocks
-from lapbench.models.bla import BLA, SubsetAttention, bla_layers
+from lapbench.models.bla import BLA, SubsetAttention
 from lapbench.models.lap import LAP, AdaptiveLAP2d, ConceptScoring, LAP2d
+from lapbench.models.lip import LIP
+from lapbench.models.pooling import Pair, Pooling, Strided, Window, as_pair
 from lapbench.models.predict import evaluating
+from lapbench.models.weighting import AnteHocPool
 from lapbench.models.weights import copy_weights
 
 STEM_STRIDE = 4
@@ -42,6 +46,7 @@ _PROBE_SIZES = (
 )  # of the image that shapes are asked with; some networks take one only
 _GLOBAL_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _NEVER_STEM = (BasicBlock, Bottleneck, InceptionB, InceptionD, *_GLOBAL_POOLS)
+_ADDED = (Pooling, AnteHocPool)
 _NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -61,22 +66,24 @@ class Site:
 def plug(model: nn.Module, spec: Plug, *, classes: Sequence[str]) -> nn.Module:
     """Return a copy of the network with LAP at the sites of the definition; the given network is untouched.
 
+    Its relatives: ``max``, ``average``, ``lip`` stand wherever LAP would. ``strided`` leaves convolutions
+    their stride, which is all that the layer does there, and global poolings as they are; at other poolings
+    it passes the first pixel of each window that lies on the map.
+
     classes: the data's class names, among which the concepts of the definition look up theirs.
     Errors: DefinitionError for a network without sites, or one that carries LAP already; UnknownNameError for
     a site or class that does not exist.
     """
-    if is_plugged(model):
-        raise DefinitionError(
-            f"this {type(model).__name__} carries LAP already: plug the plain network instead"
-        )
+    _check_plain(model)
     spec = spec.of(classes)
     heads = tuple(tuple(_index(name, classes) for name in concept.classes) for concept in spec.concepts)
     plugged = copy.deepcopy(model)
+    own = set(plugged.modules())
     for site in choose_sites(find_sites(plugged), spec.sites):
         _install(plugged, site, spec)
     weight = next(model.parameters())
-    for lap in lap_layers(plugged).values():
-        lap.to(weight.device, weight.dtype).train(model.training)
+    for module in set(plugged.modules()) - own:
+        module.to(weight.device, weight.dtype).train(model.training)
     vars(plugged).update(lap_heads=heads, lap_names=tuple(concept.name for concept in spec.concepts))
     return plugged
 
@@ -85,22 +92,44 @@ def put_bla(model: nn.Module, spec: Bla) -> nn.Module:
     """Return a copy of the network whose global pooling is BLA; the given network is untouched.
 
     SqueezeNet pools the maps of its classes, which are then what BLA scores and pools.
-    Errors: DefinitionError for a network without a global pooling, or one that carries LAP or BLA already.
+    Errors: DefinitionError for a network without a global pooling, or one that carries such a layer already.
     """
-    if is_plugged(model) or bla_layers(model):
+    attention = SubsetAttention(**spec.model_dump(exclude={"preset"}))
+    return _pooled_by(model, "bla", lambda channels, _pool: BLA(channels, attention))
+
+
+def put_antehoc(model: nn.Module, spec: AnteHoc) -> nn.Module:
+    """Return a copy of the network with ante-hoc maps (reconstruction); the given network is untouched.
+
+    Its answers are those of the given network: a weighting network stands beside the global pooling.
+    SqueezeNet pools the maps of its classes, which are then what is weighted.
+    Errors: DefinitionError for a network without a global pooling, or one that carries such a layer already.
+    """
+    return _pooled_by(model, "antehoc", lambda channels, pool: AnteHocPool(channels, pool, spec))
+
+
+def _pooled_by(model: nn.Module, child: str, make: Callable[[int, nn.Module], nn.Module]) -> nn.Module:
+    """Return a copy of the network whose global pooling is what is made of its channels and of itself."""
+    _check_plain(model)
+    changed, weight = copy.deepcopy(model), next(model.parameters())
+    name, channels = _global_pool(changed)
+    pool = nn.AdaptiveAvgPool2d(1) if name == GLOBAL_POOL else changed.get_submodule(name)
+    layer = make(channels, pool).to(weight.device, weight.dtype).train(model.training)
+    _put(changed, name, layer, child)
+    return changed
+
+
+def _check_plain(model: nn.Module) -> None:
+    if is_plugged(model):
         raise DefinitionError(
-            f"this {type(model).__name__} carries LAP or BLA already: start from the plain network instead"
+            f"this {type(model).__name__} carries LAP, or what stands in its place, already: "
+            "start from the plain network instead"
         )
-    attending, weight = copy.deepcopy(model), next(model.parameters())
-    name, channels = _global_pool(attending)
-    layer = BLA(channels, SubsetAttention(**spec.model_dump(exclude={"preset"})))
-    _put(attending, name, layer.to(weight.device, weight.dtype).train(model.training), "bla")
-    return attending
 
 
 def is_plugged(model: nn.Module) -> bool:
-    """Whether the network carries LAP."""
-    return any(isinstance(module, LAP) for module in model.modules())
+    """Whether the network carries LAP, BLA or a weighting network, or was plugged with a relative."""
+    return any(isinstance(module, _ADDED) or "lap_names" in vars(module) for module in model.modules())
 
 
 def lap_layers(model: nn.Module) -> dict[str, LAP]:
@@ -108,27 +137,15 @@ def lap_layers(model: nn.Module) -> dict[str, LAP]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LAP)}
 
 
-def lap_heads(model: nn.Module) -> tuple[tuple[int, ...], ...]:
-    """For each concept head, the classes in which the concept is present; () marks a common head."""
-    return cast(tuple[tuple[int, ...], ...], vars(model).get("lap_heads", ()))
-
-
-def lap_names(model: nn.Module) -> tuple[str, ...]:
-    """The names of the concept heads."""
-    return cast(tuple[str, ...], vars(model).get("lap_names", ()))
-
-
-def load_plain(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "the given weights") -> None:
-    """Load the weights of a plain network into one with LAP or BLA, which stay as they are.
-
-    Errors: WeightsError that names missing, unexpected and mis-shaped entries; nothing is loaded then.
-    """
-    copy_weights(model, state, source=source, optional=lambda key: is_added(model, key))
+def lip_layers(model: nn.Module) -> dict[str, LIP]:
+    """The network's LIPs by name, shallow to deep."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LIP)}
 
 
 def is_added(model: nn.Module, key: str) -> bool:
-    """Whether an entry of the network's state belongs to LAP or BLA, and not to the plain network."""
-    return key.startswith(tuple(f"{name}." for name in (*lap_layers(model), *bla_layers(model))))
+    """Whether an entry of the network's state, by its name, is one that the plain network has not."""
+    added = (name for name, module in model.named_modules() if isinstance(module, _ADDED))
+    return key.startswith(tuple(f"{name}." for name in added))
 
 
 def _global_pool(model: nn.Module) -> tuple[str, int]:
@@ -143,6 +160,24 @@ def _global_pool(model: nn.Module) -> tuple[str, int]:
         )
     name, shape, _ = _probe(model, pools)[1][-1]
     return name, shape[1]
+
+
+def lap_heads(model: nn.Module) -> tuple[tuple[int, ...], ...]:
+    """For each concept head, the classes in which the concept is present; () marks a common head."""
+    return cast(tuple[tuple[int, ...], ...], vars(model).get("lap_heads", ()))
+
+
+def lap_names(model: nn.Module) -> tuple[str, ...]:
+    """The names of the concept heads."""
+    return cast(tuple[str, ...], vars(model).get("lap_names", ()))
+
+
+def load_plain(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "the given weights") -> None:
+    """Load the weights of a plain network into one with further layers, which stay as they are.
+
+    Errors: WeightsError that names missing, unexpected and mis-shaped entries; nothing is loaded then.
+    """
+    copy_weights(model, state, source=source, optional=lambda key: is_added(model, key))
 
 
 def find_sites(model: nn.Module) -> list[Site]:
@@ -221,7 +256,7 @@ def _is_site(module: nn.Module) -> bool:
         case nn.AdaptiveAvgPool2d() | nn.AdaptiveMaxPool2d():
             return module.output_size in (1, (1, 1))
         case nn.Conv2d() | nn.MaxPool2d() | nn.AvgPool2d():
-            return max(_pair(module.stride)) > 1
+            return max(as_pair(cast(Pair, module.stride))) > 1
     return False
 
 
@@ -264,11 +299,14 @@ def _probe(
 
 def _install(model: nn.Module, site: Site, spec: Plug) -> None:
     """Put LAP at one site, by the kind of module that is there."""
-    if site.name == GLOBAL_POOL:
+    path, _, child = site.name.rpartition(".")
+    module = None if site.name == GLOBAL_POOL else model.get_submodule(site.name)
+    if spec.layer == "strided" and not isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+        return
+    if module is None or isinstance(module, _GLOBAL_POOLS):
         _put(model, site.name, _adaptive(site.channels_in, spec), "lap")
         return
-    path, _, child = site.name.rpartition(".")
-    parent, module = model.get_submodule(path), model.get_submodule(site.name)
+    parent = model.get_submodule(path)
     match module:
         case BasicBlock() | Bottleneck():
             _install_in_block(module, spec)
@@ -276,8 +314,6 @@ def _install(model: nn.Module, site: Site, spec: Plug) -> None:
             _install_in_mixed(module, site, spec)
         case nn.Conv2d():
             _install_after(parent, child, module, spec)
-        case nn.AdaptiveAvgPool2d() | nn.AdaptiveMaxPool2d():
-            setattr(parent, child, _adaptive(site.channels_in, spec))
         case nn.MaxPool2d() | nn.AvgPool2d():
             setattr(parent, child, _like_pool(module, site, spec))
 
@@ -352,7 +388,7 @@ def _install_after(parent: nn.Module, child: str, convolution: nn.Conv2d, spec: 
             )
 
 
-def _insert(sequence: nn.Sequential, after: str, lap: LAP) -> None:
+def _insert(sequence: nn.Sequential, after: str, lap: nn.Module) -> None:
     """Put LAP into a sequence, behind a layer; the other layers keep their names."""
     layers = list(sequence._modules.items())
     sequence._modules.clear()
@@ -374,35 +410,58 @@ def _last_of_unit(sequence: nn.Sequential, name: str) -> str:
     return last
 
 
-def _tiles(channels: int, stride: tuple[int, int], spec: Plug) -> LAP2d:
-    """The LAP that takes over a convolution's stride."""
-    return LAP2d(_scoring(channels, spec), stride, **_normaliser(spec))
+def _tiles(channels: int, stride: tuple[int, int], spec: Plug) -> nn.Module:
+    """The layer that takes over a convolution's stride."""
+    return _layer(channels, Window(stride, stride), spec)
 
 
-def _like_pool(pool: nn.MaxPool2d | nn.AvgPool2d, site: Site, spec: Plug) -> LAP2d:
-    """The LAP with the pooling's own geometry, its rounding included: all later maps keep their sizes."""
-    if _pair(getattr(pool, "dilation", 1)) != (1, 1):
+def _like_pool(pool: nn.MaxPool2d | nn.AvgPool2d, site: Site, spec: Plug) -> nn.Module:
+    """The layer with the pooling's own geometry, its rounding included: all later maps keep their sizes."""
+    if as_pair(getattr(pool, "dilation", 1)) != (1, 1):
         raise DefinitionError(
             f"the pooling {site.name!r} is dilated, which LAP cannot be: leave this site out"
         )
-    return LAP2d(
-        _scoring(site.channels_in, spec),
-        _pair(pool.kernel_size),
-        _pair(pool.stride),
-        padding=_pair(pool.padding),
-        ceil_mode=pool.ceil_mode,
-        **_normaliser(spec),
-    )
+    sizes = as_pair(pool.kernel_size), as_pair(pool.stride), as_pair(pool.padding)
+    return _layer(site.channels_in, Window(*sizes, pool.ceil_mode), spec)
 
 
-def _adaptive(channels: int, spec: Plug) -> AdaptiveLAP2d:
-    return AdaptiveLAP2d(_scoring(channels, spec), **_normaliser(spec))
+def _layer(channels: int, window: Window, spec: Plug) -> nn.Module:
+    """The layer of the definition with a sliding window."""
+    kernel, stride, padding, ceil_mode = window.kernel, window.stride, window.padding, window.ceil_mode
+    match spec.layer:
+        case "lap":
+            options = _normaliser(spec)
+            return LAP2d(
+                _scoring(channels, spec), kernel, stride, padding=padding, ceil_mode=ceil_mode, **options
+            )
+        case "lip":
+            return LIP(_scoring(channels, spec), window)
+        case "average":
+            return nn.AvgPool2d(kernel, stride, padding, ceil_mode, count_include_pad=False)
+        case "max":
+            return nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil_mode)
+        case "strided":
+            return Strided(window)
+
+
+def _adaptive(channels: int, spec: Plug) -> nn.Module:
+    """The layer of the definition whose window is the whole map."""
+    match spec.layer:
+        case "lap":
+            return AdaptiveLAP2d(_scoring(channels, spec), **_normaliser(spec))
+        case "lip":
+            return LIP(_scoring(channels, spec), None)
+        case "max":
+            return nn.AdaptiveMaxPool2d(1)
+        case _:
+            return nn.AdaptiveAvgPool2d(1)
 
 
 def _scoring(channels: int, spec: Plug) -> ConceptScoring:
+    """A LAP's scoring module; for LIP one with a single head, whose probability nobody asks for."""
     return ConceptScoring(
         channels,
-        len(spec.concepts),
+        len(spec.concepts) or 1,
         hidden=spec.hidden,
         activation=spec.score_activation,
         init=spec.score_init,
@@ -413,7 +472,3 @@ def _scoring(channels: int, spec: Plug) -> ConceptScoring:
 
 def _normaliser(spec: Plug) -> dict[str, Any]:
     return {"eps": spec.eps, "alpha_init": spec.alpha_init, "alpha_trainable": spec.alpha_trainable}
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)

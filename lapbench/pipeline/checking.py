@@ -3,7 +3,7 @@
 import importlib
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lapbench.benchmark import Bla, Concept, Plug
+from lapbench.benchmark import AnteHoc, Bla, Concept, Plug
 from lapbench.data.digits import read_digits
 from lapbench.data.record import Drawn
 from lapbench.errors import DefinitionError, ExplainerError, UnknownNameError
 from lapbench.explain import Check, run_checks
 from lapbench.explain.state import seeded_generators
-from lapbench.models.plug import plug, put_bla
+from lapbench.models.plug import plug, put_antehoc, put_bla
 from lapbench.models.zoo import build
 from lapbench.registry import ExplainerSpec, architectures, check_parameters, explainers
 
@@ -38,9 +38,8 @@ def check_named(
 ) -> list[Check]:
     """Run every check of the contract on an explainer, ``NAME`` or ``module:function``; see `run_checks`.
 
-    The network has random weights, and LAP layers if ``lap`` says so or the explainer needs them, or BLA if
-    it needs that; the images
-    (batch, 3, size, size) are the embedded digits. parameters: texts ``key=value``, the value as in TOML.
+    The network has random weights, and LAP layers if ``lap`` says so, or whatever layers the explainer needs;
+    the images (batch, 3, size, size) are the embedded digits. parameters: texts ``key=value``, as in TOML.
     Errors: UnknownNameError; ExplainerError for what cannot be imported; NotApplicableError; DefinitionError
     for parameters that are not the explainer's, or an image size that the network cannot take.
     """
@@ -54,8 +53,8 @@ def check_named(
             except ValueError as error:
                 raise DefinitionError(str(error)) from None
         images, target = _digits(size, batch), 3 * torch.arange(batch) % len(CLASSES)
-        needs = spec.needs if spec else frozenset()
-        network = _network(architecture, lap=lap or "lap" in needs, bla="bla" in needs)
+        needed = spec.layers if spec else frozenset[str]()
+        network = _network(architecture, needed or {"lap"} if lap else needed)
         try:
             _settle(network, images)
         except RuntimeError as error:
@@ -108,18 +107,22 @@ def _parameter(text: str) -> tuple[str, Any]:
         return key, value  # a word without quotes, as shells leave them
 
 
-def _network(architecture: str, *, lap: bool, bla: bool) -> nn.Module:
+def _network(architecture: str, layers: Set[str]) -> nn.Module:
     """Build a network of four classes with random weights, the same ones in every process."""
     fields = architectures.get(architecture).parameters.model_fields
     with seeded_generators(0):
         parameters = {"width": NARROW} if "width" in fields else {}
         network = build(architecture, num_classes=len(CLASSES), parameters=parameters)
-        if lap:
+        if "lap" in layers:
             concepts = (Concept(name="zero", classes=CLASSES[:1]), Concept(name="rest", classes=CLASSES[1:]))
             how = Plug(concepts=concepts, aggregation="sum", score_init="default")
             network = plug(network, how, classes=CLASSES)
-        elif bla:
+        elif "lip" in layers:
+            network = plug(network, Plug(layer="lip", score_init="default"), classes=CLASSES)
+        elif "bla" in layers:
             network = put_bla(network, Bla())
+        elif "antehoc" in layers:
+            network = put_antehoc(network, AnteHoc())
     return network
 
 

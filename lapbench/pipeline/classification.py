@@ -123,7 +123,7 @@ def _among_five(known: list[Answers], way: str, labels: npt.NDArray[np.int64]) -
 def _stand_alone(job: Job, model: definition.Model, known: list[Answers]) -> npt.NDArray[np.int64]:
     """The classes that LAPs name alone, (L, seeds, images); L = 0 where there is none that can."""
     none = np.empty((0, len(known), 0), np.int64)
-    if model.plug is None:
+    if model.plug is None or not model.plug.concepts:
         return none
     classes = job.dataset.classes
     heads = [tuple(map(classes.index, c.classes)) for c in model.plug.of(classes).concepts]

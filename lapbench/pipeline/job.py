@@ -31,8 +31,6 @@ TRAINING_VERSION = 1
 """Raised when a change of the training code may change the weights it ends with."""
 SCORING_VERSION = 2
 """Raised when a change of the scoring code may change a number."""
-NETWORK = {"model", "lap", "bla"}
-"""Needs of explainers that only a network satisfies."""
 
 Purpose = Literal["train", "fit", "score"]
 
@@ -256,7 +254,7 @@ class Job:
                             model, explainer, randomised, tuple(Source(s, explainer) for s in own)
                         )
         for explainer in self.benchmark.explainers:
-            if not explainers.get(explainer.name).needs & NETWORK:
+            if not explainers.get(explainer.name).explains_networks:
                 yield RowSource(None, explainer, False, (Source(None, explainer),))
 
     def blocks(self, purpose: Purpose) -> list[Block]:
@@ -421,20 +419,19 @@ def pretrained_identity(model: definition.Model) -> str | None:
 
 def _applies(spec: ExplainerSpec, model: definition.Model) -> bool:
     """Whether a model's network has the layers that an explainer draws its maps from."""
-    missing = {need for need, layers in (("lap", model.plug), ("bla", model.bla)) if layers is None}
-    return bool(spec.needs & NETWORK) and not spec.needs & missing
+    return spec.explains_networks and spec.layers <= model.carries
 
 
 def _structure(model: definition.Model) -> dict[str, Any]:
     entry = architectures.get(model.architecture)
-    younger = {"bla": model.bla} if model.bla else {}  # networks without it keep their names
-    return younger | {
+    tables = {"bla": model.bla, "antehoc": model.antehoc, "decoder": model.decoder}
+    younger = {name: value for name, value in tables.items() if value}
+    return younger | {  # networks without what is younger keep their names
         "architecture": entry.name,
         "architecture_version": entry.version,
         "origin": entry.origin,
         "parameters": entry.parameters.model_validate(model.parameters).model_dump(),
         "plug": model.plug,
-        **({} if model.decoder is None else {"decoder": model.decoder}),
     }
 
 

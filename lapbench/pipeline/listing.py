@@ -41,14 +41,17 @@ def data() -> Lines:
     return ("data", "classes", "licence", "where", "title"), lines
 
 
+_LAYERS = {"lap": "LAP", "lip": "LIP", "bla": "BLA", "antehoc": "ante-hoc maps"}
+
+
 def explainers_known() -> Lines:
     """The registered explainers."""
     lines: list[tuple[str, ...]] = []
     for spec in explainers:
         own = "" if spec.native_threshold is None else f"{spec.native_threshold:g}"
         parameters = ", ".join(f"{n}={f.default}" for n, f in spec.parameters.model_fields.items())
-        layers = [layer.upper() for layer in ("lap", "bla") if layer in spec.needs]
-        kind = "control" if spec.control else f"needs {layers[0]}" if layers else "any CNN"
+        layers = ", ".join(_LAYERS[layer] for layer in sorted(spec.layers))
+        kind = "control" if spec.control else f"needs {layers}" if layers else "any CNN"
         lines.append(
             (spec.name, spec.title, str(spec.version), kind, own, parameters, spec.paper, spec.origin)
         )
@@ -68,7 +71,9 @@ def _card(spec: ExplainerSpec, package: str) -> list[tuple[str, ...]]:
     kinds = {
         "model": "the network",
         "lap": "LAP layers",
+        "lip": "LIP layers",
         "bla": "a BLA layer",
+        "antehoc": "a weighting network for ante-hoc maps",
         "masks": "the truth",
         "ids": "the samples' ids",
     }

@@ -6,7 +6,7 @@ from torch import nn
 
 from lapbench import benchmark as definition
 from lapbench.models.captioner import Captioner
-from lapbench.models.plug import plug, put_bla
+from lapbench.models.plug import plug, put_antehoc, put_bla
 from lapbench.models.weights import copy_weights, load_weights, randomise
 from lapbench.models.zoo import build
 from lapbench.pipeline.job import Job, Subject
@@ -14,7 +14,7 @@ from lapbench.train.hardware import resolve_device
 
 
 def new_network(job: Job, model: definition.Model) -> nn.Module:
-    """Build a model's network, with LAP or BLA as the definition says, with fresh weights.
+    """Build a model's network, with the layers that the definition says, with fresh weights.
 
     What writes captions has that network as its encoder.
     """
@@ -29,6 +29,8 @@ def new_network(job: Job, model: definition.Model) -> nn.Module:
         network = plug(network, model.plug, classes=dataset.classes)
     elif model.bla:
         network = put_bla(network, model.bla)
+    elif model.antehoc:
+        network = put_antehoc(network, model.antehoc)
     if decoder is None:
         return network
     vocabulary, length = len(dataset.classes), dataset.answer_size

@@ -64,6 +64,7 @@ def _train(job: Job, model: definition.Model, recipe: definition.Recipe, seed: i
             "architecture": model.architecture,
             "parameters": model.parameters,
             **({"bla": plain(model.bla)} if model.bla else {}),
+            **({"antehoc": plain(model.antehoc)} if model.antehoc else {}),
             **record.as_dict(),
             "recipe": plain(
                 recipe
@@ -76,7 +77,7 @@ def _train(job: Job, model: definition.Model, recipe: definition.Recipe, seed: i
 def _warn_of_coarse_maps(job: Job, model: definition.Model, network: nn.Module) -> None:
     """Tell the user where the deepest LAP map has less than one cell across the median object."""
     side, data = job.median_object_side, job.benchmark.data
-    if model.plug is None or side is None:
+    if "lap" not in model.carries or side is None:
         return
     with evaluating(network), torch.no_grad(), record_laps(network) as records:
         network(torch.zeros(1, data.channels, *data.image_size))

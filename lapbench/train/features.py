@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from lapbench.benchmark import Augment, Recipe
-from lapbench.models import BLA, LAP, evaluating
+from lapbench.models import Pooling, evaluating
+from lapbench.models.weighting import antehoc_layers
 from lapbench.train.freezing import rest
 from lapbench.train.hardware import Hardware
 from lapbench.train.images import Batch, Table
@@ -74,7 +75,8 @@ def on_features(
     """
     possible = recipe.supervision == "none" and recipe.augment == Augment() and hardware.count == 1
     possible &= material.task == "classification"  # a table of features holds labels alone
-    halves, device = halved(model) if possible else None, hardware.first
+    again = bool(antehoc_layers(model))  # the head answers a second time, which no graph of one pass shows
+    halves, device = halved(model) if possible and not again else None, hardware.first
     with ExitStack() as files:
         if halves is None or not _worth_it(model, halves, material, folder):
             yield model, material
@@ -130,10 +132,10 @@ def halved(model: nn.Module) -> Halves | None:
 
 
 class _Tracer(fx.Tracer):
-    """Traces down to torch's modules, LAP and BLA."""
+    """Traces down to torch's modules and poolings such as LAP."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LAP | BLA) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, Pooling) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _traced(model: nn.Module) -> fx.Graph | None:

@@ -1,17 +1,27 @@
 """Training a part of a network: all else keeps its weights and its statistics."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import nn
 
 from lapbench.errors import TrainingError, suggest
-from lapbench.models import bla_layers, lap_layers
+from lapbench.models import bla_layers, lap_layers, lip_layers
+from lapbench.models.weighting import antehoc_layers
+
+_LAYERS: Mapping[str, Callable[[nn.Module], Mapping[str, nn.Module]]] = {
+    "lap": lap_layers,
+    "lip": lip_layers,
+    "bla": bla_layers,
+    "antehoc": antehoc_layers,
+}
 
 
 @contextmanager
 def only(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """Let only the named modules learn while inside; "lap" and "bla" stand for such layers, none for all.
+    """Let only the named modules learn while inside; no name stands for everything.
+
+    "lap" stands for all LAPs, "lip" for all LIPs, "bla" for BLA, "antehoc" for the weighting network.
 
     Errors: TrainingError for a name that the network has not, or for parts without parameters.
     """
@@ -36,8 +46,8 @@ def rest(model: nn.Module) -> None:
 
 
 def _parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
-    if name in ("lap", "bla"):
-        modules: list[nn.Module] = [*(lap_layers if name == "lap" else bla_layers)(model).values()]
+    if name in _LAYERS:
+        modules: list[nn.Module] = list(_LAYERS[name](model).values())
     else:
         known = dict(model.named_modules())
         if name not in known:

@@ -32,7 +32,7 @@ from lapbench.train.evaluation import HEADLINE
 from lapbench.train.freezing import rest
 from lapbench.train.hardware import Hardware
 from lapbench.train.images import Batch, Table, ahead, normalise
-from lapbench.train.objective import Objective, asked, map_terms, task_loss
+from lapbench.train.objective import Objective, map_terms, task_terms
 from lapbench.types import Array, FloatArray, IntArray, Task
 
 Progress = Callable[[int, int, str], None]
@@ -231,13 +231,10 @@ class Lesson(pl.LightningModule):
 
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return the weighted total, the terms without their weights, and the answer."""
-        task, term, weights = self.objective.task, self.objective.term, self.objective.weights
-        if self.recipe.supervision == "none":
-            loss, answer = task_loss(asked(self._answer, batch, task), batch, task)
-            return weights[term] * loss, {term: loss}, answer
+        task, weights = self.objective.task, self.objective.weights
         with record_laps(self.model) as records:
-            loss, answer = task_loss(asked(self.model, batch, task), batch, task)
-        terms = {term: loss, **map_terms(self.objective, records, self.discriminators, batch)}
+            terms, answer = task_terms(self.model, batch, task, through=self._answer)
+        terms |= map_terms(self.objective, records, self.discriminators, batch)
         return torch.stack([weights[name] * term for name, term in terms.items()]).sum(), terms, answer
 
     def _rank(self, entry: dict[str, float]) -> tuple[float, ...]:

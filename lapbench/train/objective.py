@@ -4,19 +4,26 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lapbench.benchmark import Concept, Recipe
+from lapbench.benchmark import AnteHoc, Concept, Recipe
 from lapbench.errors import TrainingError
 from lapbench.models.lap import LAP, ConceptScoring, LapRecord
+from lapbench.models.weighting import antehoc_layers, second_pass
 from lapbench.train import losses
 from lapbench.train.images import Batch
 from lapbench.types import Task
 
+TERMS: dict[Task, str] = {
+    "classification": "cross_entropy",
+    "landmarks": "coordinate_error",
+    "captions": "token_cross_entropy",
+}
+"""The name of each task's own loss."""
 Output: TypeAlias = Tensor | tuple[Tensor | None, ...]
 """What a network returns in training: its answer, with auxiliary ones where it has such."""
 
@@ -29,19 +36,16 @@ AUXILIARY_WEIGHTS = {"InceptionOutputs": 0.4, "GoogLeNetOutputs": 0.3}
 
 @dataclass(frozen=True)
 class Objective:
-    """A recipe with the concepts of the plugged network; heads: the classes of every concept head."""
+    """A recipe with the concepts of the plugged network; heads: the classes of every concept head.
+
+    antehoc: of a network with ante-hoc maps (reconstruction).
+    """
 
     recipe: Recipe
     concepts: tuple[Concept, ...] = ()
     heads: tuple[tuple[int, ...], ...] = ()
     task: Task = "classification"
-
-    @property
-    def term(self) -> str:
-        """The name of the task's own loss."""
-        return {"landmarks": "coordinate_error", "captions": "token_cross_entropy"}.get(
-            self.task, "cross_entropy"
-        )
+    antehoc: AnteHoc | None = None
 
     @property
     def needs_truth(self) -> bool:
@@ -60,7 +64,11 @@ class Objective:
     def weights(self) -> dict[str, float]:
         """The weight of each term in the total, by its name."""
         switches = self.recipe.losses
-        weights = {self.term: switches.cross_entropy}
+        own = TERMS[self.task]
+        weights = {own: switches.cross_entropy}
+        if self.antehoc is not None:
+            weights[f"masked_{own}"] = self.antehoc.masked * switches.cross_entropy
+            weights["map_area"] = self.antehoc.area
         if self.recipe.supervision == "weak":
             weights["concept_discrimination"] = switches.concept_discrimination
             weights["concordance"] = switches.concordance
@@ -81,13 +89,6 @@ def make_discriminators(laps: Mapping[str, LAP]) -> nn.ModuleDict:
         module.reset_parameters()
         modules[_key(name)] = module
     return modules
-
-
-def asked(model: Callable[..., Output], batch: Batch, task: Task) -> Output:
-    """Return what a network says of a batch when it is taught: a captioner is told the words so far."""
-    if task == "captions":
-        return model(batch.images, _tokens(batch))
-    return model(batch.images)
 
 
 def task_loss(output: Output, batch: Batch, task: Task = "classification") -> tuple[Tensor, Tensor]:
@@ -135,6 +136,35 @@ _LOSSES: dict[Task, Callable[[Tensor, Batch], Tensor]] = {
     "landmarks": _of_coordinates,
     "captions": _of_words,
 }
+
+
+def task_terms(
+    model: nn.Module,
+    batch: Batch,
+    task: Task = "classification",
+    *,
+    through: Callable[..., Any] | None = None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the terms of a network's answers by name, without their weights, and the answers themselves.
+
+    With ante-hoc maps (reconstruction) its head answers a second time, to what the map keeps of the features;
+    auxiliary classifiers, which lie before the map, do not. A captioner is told the words so far. through:
+    what the images go through, where that is not the whole network.
+    """
+    asked, term = through or model, TERMS[task]
+    given = (batch.images, _tokens(batch)) if task == "captions" else (batch.images,)
+    layers = list(antehoc_layers(model).values())
+    if not layers:
+        loss, answer = task_loss(asked(*given), batch, task)
+        return {term: loss}, answer
+    with second_pass(layers[0]) as maps:
+        output = asked(*given)
+    plain, masked = (output if isinstance(output, Tensor) else output[0]).chunk(2)
+    if type(output).__name__ in AUXILIARY_WEIGHTS:
+        output = output._replace(logits=plain)
+    loss, answer = task_loss(plain if isinstance(output, Tensor) else output, batch, task)
+    kept, _ = task_loss(masked, batch, task)
+    return {term: loss, f"masked_{term}": kept, "map_area": maps[0].mean()}, answer
 
 
 def map_terms(

@@ -24,6 +24,7 @@ from lapbench.models import (
     lap_layers,
     load_weights,
 )
+from lapbench.models.weighting import antehoc_layers
 from lapbench.train.batches import check_classes
 from lapbench.train.evaluation import measure
 from lapbench.train.features import on_features
@@ -202,7 +203,7 @@ def _untrained(model: nn.Module, recipe: Recipe, key: str) -> Diary:
 def _start_from(model: nn.Module, path: Path) -> None:
     """Copy the weights of a network, trained for any classes, into the network.
 
-    Those of a plain network leave its LAP and BLA as they are. A captioner takes those of a classifier into
+    Those of a plain network leave what was put into it as it is. A captioner takes those of a classifier into
     its encoder.
     """
     weights = load_weights(path)
@@ -235,7 +236,8 @@ def _for_task(recipe: Recipe, dataset: Dataset) -> Recipe:
 def _objective(model: nn.Module, recipe: Recipe, plug: Plug | None, task: Task) -> Objective:
     """Join the recipe with the network's concept heads. Errors: TrainingError when they do not fit."""
     if recipe.supervision == "none":
-        return Objective(recipe, task=task)
+        maps = [layer.spec for layer in antehoc_layers(model).values()]
+        return Objective(recipe, task=task, antehoc=maps[0] if maps else None)
     heads = lap_heads(model)
     if plug is None or not heads:
         raise TrainingError(
@@ -253,7 +255,8 @@ def _objective(model: nn.Module, recipe: Recipe, plug: Plug | None, task: Task) 
 def _key(model: nn.Module, dataset: Dataset, data: Data, recipe: Recipe, plug: Plug | None, seed: int) -> str:
     """Return the digest of what decides a training, apart from the first weights."""
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    settings = [repr(layer) for layer in bla_layers(model).values()]  # those of BLA change no shape
+    younger = [repr(layer) for layer in bla_layers(model).values()]  # those of BLA change no shape
+    settings = [*younger, *(layer.spec for layer in antehoc_layers(model).values())]
     return digest_of([dataset.digest, dataset.classes, data, recipe, plug, seed, shapes, *settings])
 
 

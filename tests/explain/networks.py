@@ -4,9 +4,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from lapbench.benchmark import Bla, Concept, Plug
+from lapbench.benchmark import AnteHoc, Bla, Concept, Plug
 from lapbench.models.bla import bla_layers
-from lapbench.models.plug import plug, put_bla
+from lapbench.models.plug import plug, put_antehoc, put_bla
 from lapbench.models.zoo import build
 
 
@@ -70,6 +70,20 @@ def attending(model: nn.Module, **settings: object) -> nn.Module:
     (layer,) = bla_layers(network).values()
     nn.init.normal_(layer.score.weight)
     return network
+
+
+def relative(model: nn.Module, layer: str, **settings: object) -> nn.Module:
+    """Put a relative of LAP into a network, with logit modules that have left their zero start."""
+    if layer == "lip":
+        settings = {"score_init": "default", **settings}
+    torch.manual_seed(5)
+    return plug(model, Plug.model_validate({"layer": layer, **settings}), classes=()).eval()
+
+
+def weighted(model: nn.Module, **settings: object) -> nn.Module:
+    """Put a weighting network for ante-hoc maps beside a network's global pooling."""
+    torch.manual_seed(5)
+    return put_antehoc(model, AnteHoc.model_validate(settings)).eval()
 
 
 class Untraceable(nn.Module):

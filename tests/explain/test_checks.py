@@ -12,7 +12,7 @@ from torchvision.models.inception import BasicConv2d, InceptionA
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.squeezenet import Fire
 
-from explain.networks import attending, images, network, plugged, small_resnet, unsettled
+from explain.networks import attending, images, network, plugged, relative, small_resnet, unsettled, weighted
 from lapbench.errors import ExplainerError, NotApplicableError
 from lapbench.explain import check_explainer, passes_of, run_checks
 from lapbench.explain.checks import CHECKS
@@ -28,8 +28,7 @@ SHORT: dict[str | tuple[str, str], dict[str, object]] = {
     ("inception_v3", "score_cam"): {"layer": "Conv2d_2b_3x3"},  # 64 channels instead of 2048
 }
 """Parameters that make the dearest explainers cheap: the contract does not depend on them."""
-LAPS = {"lap", "lap_all", "lap_average", "lap_geometric"}
-BLAS = {"bla", "bla_selection"}
+OF_LAYERS = {"lap", "lap_all", "lap_average", "lap_geometric", "lip", "bla", "bla_selection", "antehoc"}
 
 
 def narrow_resnet() -> nn.Module:
@@ -67,7 +66,10 @@ def narrow_inception() -> nn.Module:
 NARROW = {
     "resnet": narrow_resnet,
     "lap-resnet": lambda: plugged(narrow_resnet(), sites="all"),
+    "lip-resnet": lambda: relative(narrow_resnet(), "lip", sites="all"),
     "bla-resnet": lambda: attending(narrow_resnet(), preset="BLA-T"),
+    "antehoc-resnet": lambda: weighted(narrow_resnet()),
+    "antehoc-squeezenet": lambda: weighted(narrow_squeezenet(), gate="softmax", net="spatial"),
     "squeezenet": narrow_squeezenet,
     "inception": narrow_inception,
 }
@@ -87,12 +89,7 @@ def built(kind: str) -> nn.Module:
 
 
 def applicable(kinds: Iterable[str]) -> list[tuple[str, str]]:
-    return [
-        (kind, name)
-        for kind in kinds
-        for name in explainers.names()
-        if ("lap" in kind or name not in LAPS) and ("bla" in kind or name not in BLAS)
-    ]
+    return [(kind, spec.name) for kind in kinds for spec in explainers if all(x in kind for x in spec.layers)]
 
 
 @pytest.mark.parametrize(("kind", "name"), applicable(NARROW))
@@ -108,6 +105,7 @@ def test_every_explainer_keeps_its_contract_on_torchvisions_networks(kind: str, 
 
 NOT_APPLICABLE = {
     ("squeezenet", "cam"): "has no linear layer on its last feature map",
+    ("antehoc-squeezenet", "cam"): "has no linear layer on its last feature map",
     ("squeezenet1_1", "cam"): "has no linear layer on its last feature map",
 }
 
@@ -122,16 +120,19 @@ def held(kind: str, name: str, side: int) -> None:
         check_explainer(*case)
 
 
-@pytest.mark.parametrize("name", sorted(BLAS))
-def test_maps_of_bla_do_not_apply_to_networks_without(name: str) -> None:
-    with pytest.raises(NotApplicableError, match=r"this Sequential has no bounded logit attention \(BLA\)"):
-        check_explainer(explainers.get(name), built("lap-resnet"), images(2, 24), TARGET)
-
-
-@pytest.mark.parametrize("name", sorted(LAPS))
-def test_maps_of_lap_do_not_apply_to_networks_without(name: str) -> None:
-    with pytest.raises(NotApplicableError, match="has no LAP layers"):
-        check_explainer(explainers.get(name), built("resnet"), images(2, 24), TARGET)
+@pytest.mark.parametrize("name", sorted(OF_LAYERS))
+@pytest.mark.parametrize("kind", ["resnet", "lap-resnet", "lip-resnet", "bla-resnet", "antehoc-resnet"])
+def test_maps_of_layers_do_not_apply_to_networks_without(name: str, kind: str) -> None:
+    lacks = {
+        "lap": "has no LAP layers",
+        "lip": "has no LIP layers",
+        "bla": r"has no bounded logit attention \(BLA\)",
+        "antehoc": "has no weighting network",
+    }
+    (layer,) = explainers.get(name).layers
+    if layer not in kind:
+        with pytest.raises(NotApplicableError, match=lacks[layer]):
+            check_explainer(explainers.get(name), built(kind), images(2, 24), TARGET)
 
 
 # --- a right explainer, and what each check must catch
@@ -477,10 +478,12 @@ def test_one_image_is_not_enough() -> None:
     ("name", "parameters"),
     [
         ("lap", {"layer": 2}),
+        ("lip", {"layer": 1}),
         ("lap_all", {"mode": "strict", "resize": "nearest"}),
         ("relevance_cam", {"layer": "0", "start": "logit"}),
         ("deeplift", {"baseline": 1.0, "reduce": "max_abs"}),
     ],
 )
 def test_explainers_with_other_parameters_keep_the_contract(name: str, parameters: dict[str, object]) -> None:
-    check_explainer(explainers.get(name), built("lap-resnet"), images(2, 24), TARGET, parameters)
+    kind = "lip-resnet" if name == "lip" else "lap-resnet"
+    check_explainer(explainers.get(name), built(kind), images(2, 24), TARGET, parameters)

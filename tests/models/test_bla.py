@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lapbench.benchmark import Bla, Concept, Plug
+from lapbench.benchmark import AnteHoc, Bla, Concept, Plug
 from lapbench.errors import DefinitionError
 from lapbench.models.bla import BLA, SubsetAttention, bla_layers, deciding, record_bla
 from lapbench.models.lap import AdaptiveLAP2d, ConceptScoring
-from lapbench.models.plug import load_plain, plug, put_bla
+from lapbench.models.plug import load_plain, plug, put_antehoc, put_bla
+from lapbench.models.pooling import Pooling
 from lapbench.models.weights import load_weights, randomise, save_weights
 from lapbench.models.zoo import build
 
@@ -304,10 +305,26 @@ def small() -> nn.Module:
 
 
 def test_a_network_that_attends_already_is_refused():
-    plugged = plug(small(), Plug(concepts=(Concept(name="a", classes=("c",)),)), classes=("b", "c"))
-    for network in (put_bla(small(), Bla()), plugged):
-        with pytest.raises(DefinitionError, match="carries LAP or BLA already"):
+    how, classes = Plug(concepts=(Concept(name="a", classes=("c",)),)), ("b", "c")
+    carriers = (
+        plug(small(), how, classes=classes),
+        plug(small(), Plug(layer="average"), classes=classes),
+        put_bla(small(), Bla()),
+        put_antehoc(small(), AnteHoc()),
+    )
+    for network in carriers:
+        with pytest.raises(DefinitionError, match="carries LAP, or what stands in its place, already"):
             put_bla(network, Bla())
+        with pytest.raises(DefinitionError, match="carries LAP, or what stands in its place, already"):
+            plug(network, how, classes=classes)
+
+
+def test_it_is_a_pooling_whose_window_is_the_whole_map():
+    layer, x = BLA(3, SubsetAttention(threshold=0.98)), torch.randn(2, 3, 4, 5)
+    weights = layer.window_weights(x)
+    assert isinstance(layer, Pooling) and layer.is_global and weights.shape == (2, 20, 1, 1)
+    expected = (x * weights.view(2, 1, 4, 5)).sum((2, 3), keepdim=True)
+    torch.testing.assert_close(layer(x), expected)
 
 
 def test_the_weights_survive_a_file(tmp_path):

@@ -251,7 +251,7 @@ def test_a_batch_larger_than_the_cache_is_pooled_alike(monkeypatch, batch, size)
     whole = lap(x)
     gradients = torch.autograd.grad(whole.square().sum(), (x, lap.alpha))
 
-    monkeypatch.setattr("lapbench.models.lap._CACHE", 2 * 3 * size[0] * size[1])  # two samples
+    monkeypatch.setattr("lapbench.models.pooling._CACHE", 2 * 3 * size[0] * size[1])  # two samples
     parts = lap(x)
 
     assert parts.equal(whole)

@@ -546,7 +546,9 @@ def test_networks_that_cannot_carry_lap_are_refused(model, options, message):
 
 
 def test_a_network_is_plugged_once():
-    with pytest.raises(DefinitionError, match="this SizedResNet carries LAP already: plug the plain network"):
+    with pytest.raises(
+        DefinitionError, match="this SizedResNet carries LAP, or what stands in its place, already: start"
+    ):
         plugged(plugged(small_resnet()))
 
 

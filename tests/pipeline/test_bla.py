@@ -8,8 +8,8 @@ from lapbench import pipeline
 from lapbench.models import deciding, load_weights
 from lapbench.models.predict import answer
 from lapbench.models.weights import load_record
+from lapbench.pipeline.answering import read_answers
 from lapbench.pipeline.classification import classification
-from lapbench.pipeline.explaining import read_answers
 from lapbench.pipeline.job import Subject
 from lapbench.pipeline.networks import load_network
 from lapbench.report.leaderboard import render_markdown

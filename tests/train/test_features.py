@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from lapbench.benchmark import Augment, Bla, Recipe
-from lapbench.models import bla_layers, build, put_bla
+from lapbench.benchmark import AnteHoc, Augment, Bla, Recipe
+from lapbench.models import bla_layers, build, put_antehoc, put_bla
 from lapbench.train import features, seeded, train
 from lapbench.train import recipe as recipe_module
 from lapbench.train.features import halved
@@ -112,6 +112,16 @@ def test_features_that_do_not_fit_are_not_kept(tmp_path, monkeypatch):
     with counted(model.layer3[0].conv1) as passed:
         run(tmp_path, model, epochs=2)
     assert sum(passed) == 4 + 2 * (64 + 12)
+
+
+def test_a_network_whose_head_answers_twice_sees_images(tmp_path):
+    """Ante-hoc maps: no graph of one pass through the network shows the second one."""
+    with seeded(3):
+        model = put_antehoc(network(3, plugged=False), AnteHoc())
+    with counted(model.layer3) as passed:
+        _, record = run(tmp_path, model, learning=("antehoc", "fc"), epochs=2)
+    assert sum(passed) == 2 * (64 + 12)
+    assert {"train_masked_cross_entropy", "train_map_area"} <= record.epochs[0].keys()
 
 
 def shape_behind(name: str, *learning: str, side: int = 64, **parameters: object) -> tuple[int, ...] | None:

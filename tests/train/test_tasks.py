@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from lapbench.benchmark import Augment, Data, Recipe
+from lapbench.benchmark import AnteHoc, Augment, Data, Recipe
 from lapbench.data import load_manifest, open_dataset
 from lapbench.data.captions import caption_scores
 from lapbench.data.landmarks import landmark_scores
 from lapbench.errors import TrainingError
-from lapbench.models import Captioner, build, save_weights
+from lapbench.models import Captioner, build, put_antehoc, save_weights
+from lapbench.models.weighting import antehoc_layers
 from lapbench.train import evaluate, seeded, train
 from lapbench.train.evaluation import measure
 from lapbench.train.images import tabulate
+from lapbench.train.objective import task_loss, task_terms
 
 DATA = Data(manifest="drawn", image_size=(32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
 SHAPE = {"width": 4, "blocks": (1, 1, 1, 1), "stem": "3x3", "stem_pool": False}
@@ -144,3 +146,36 @@ def test_measures_of_an_epoch():
     assert share == {"token_accuracy": 0.75}
     classes = measure(logits[:, 0], np.array([1, 1]), task="classification", targets=(), size=(10, 10))
     assert classes["accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["faces", "scenes"])
+def test_ante_hoc_maps_are_taught_by_the_tasks_own_loss(name, request, tmp_path):
+    """Twice: by what the head says of the features, and by what it says of those that the map keeps."""
+    dataset = request.getfixturevalue(name)
+    model = network(dataset)
+    if name == "faces":
+        model = put_antehoc(model, AnteHoc())
+    else:
+        model.encoder = put_antehoc(model.encoder, AnteHoc())
+    batch = tabulate(dataset["train"], truth=False).take(np.arange(6))
+    model.eval()
+    with torch.no_grad():
+        terms, answer = task_terms(model, batch, dataset.task)
+        ((_, layer),) = antehoc_layers(model).items()
+        kept = layer.register_forward_pre_hook(lambda _m, x: (x[0] * layer.weighting(x[0]),))
+        masked, _ = one_pass(model, batch, dataset.task)
+        kept.remove()
+        plain, said = one_pass(model, batch, dataset.task)
+    term = {"faces": "coordinate_error", "scenes": "token_cross_entropy"}[name]
+    assert set(terms) == {term, f"masked_{term}", "map_area"}
+    assert terms[term].item() == pytest.approx(plain.item(), rel=1e-5)
+    assert terms[f"masked_{term}"].item() == pytest.approx(masked.item(), rel=1e-5)
+    torch.testing.assert_close(answer, said)
+    record = train(model, dataset, data=DATA, recipe=recipe(epochs=1), workdir=tmp_path)
+    assert f"train_masked_{term}" in record.epochs[0]
+
+
+def one_pass(model, batch, task):
+    """The loss of one pass, as if the pooling had no map."""
+    given = (batch.images, batch.answers.long()) if task == "captions" else (batch.images,)
+    return task_loss(model(*given), batch, task)
