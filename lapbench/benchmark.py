@@ -375,7 +375,7 @@ class Model(Table):
     @model_serializer(mode="wrap")
     def _without_what_is_younger(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what is younger than some digests where it is absent."""
-        younger = ("bla", "antehoc", "concept_mlp")
+        younger = ("bla", "antehoc", "concept_mlp", "decoder")
         return {key: v for key, v in write(self).items() if key not in younger or v is not None}
 
 

@@ -34,6 +34,8 @@ class Captioner(nn.Module):
         features = self._features(images)
         if tokens is None:
             return self._write(features)[0]
+        # inside `lapbench.models.weighting.second_pass` the encoder answers twice to each image
+        tokens = tokens.repeat(len(features) // len(tokens), 1)
         before = torch.cat([torch.zeros_like(tokens[:, :1]), tokens[:, :-1]], dim=1)
         state, steps = features, []
         for words in before.unbind(1):

@@ -424,14 +424,14 @@ def _applies(spec: ExplainerSpec, model: definition.Model) -> bool:
 
 def _structure(model: definition.Model) -> dict[str, Any]:
     entry = architectures.get(model.architecture)
-    younger = {name: value for name, value in (("bla", model.bla), ("antehoc", model.antehoc)) if value}
+    tables = {"bla": model.bla, "antehoc": model.antehoc, "decoder": model.decoder}
+    younger = {name: value for name, value in tables.items() if value}
     return younger | {  # networks without what is younger keep their names
         "architecture": entry.name,
         "architecture_version": entry.version,
         "origin": entry.origin,
         "parameters": entry.parameters.model_validate(model.parameters).model_dump(),
         "plug": model.plug,
-        **({} if model.decoder is None else {"decoder": model.decoder}),
     }
 
 

@@ -231,10 +231,10 @@ class Lesson(pl.LightningModule):
 
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return the weighted total, the terms without their weights, and the answer."""
+        task, weights = self.objective.task, self.objective.weights
         with record_laps(self.model) as records:
-            terms, answer = task_terms(self.model, batch, self.objective.task, answer=self._answer)
+            terms, answer = task_terms(self.model, batch, task, through=self._answer)
         terms |= map_terms(self.objective, records, self.discriminators, batch)
-        weights = self.objective.weights
         return torch.stack([weights[name] * term for name, term in terms.items()]).sum(), terms, answer
 
     def _rank(self, entry: dict[str, float]) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,12 @@ from lapbench.train import losses
 from lapbench.train.images import Batch
 from lapbench.types import Task
 
+TERMS: dict[Task, str] = {
+    "classification": "cross_entropy",
+    "landmarks": "coordinate_error",
+    "captions": "token_cross_entropy",
+}
+"""The name of each task's own loss."""
 Output: TypeAlias = Tensor | tuple[Tensor | None, ...]
 """What a network returns in training: its answer, with auxiliary ones where it has such."""
 
@@ -44,8 +50,8 @@ class Objective:
     recipe: Recipe
     concepts: tuple[Concept, ...] = ()
     heads: tuple[tuple[int, ...], ...] = ()
-    antehoc: AnteHoc | None = None
     task: Task = "classification"
+    antehoc: AnteHoc | None = None
 
     @property
     def needs_truth(self) -> bool:
@@ -64,10 +70,10 @@ class Objective:
     def weights(self) -> dict[str, float]:
         """The weight of each term in the total, by its name."""
         switches = self.recipe.losses
-        term = TERMS[self.task]
-        weights = {term: switches.cross_entropy}
+        own = TERMS[self.task]
+        weights = {own: switches.cross_entropy}
         if self.antehoc is not None:
-            weights[f"masked_{term}"] = self.antehoc.masked * switches.cross_entropy
+            weights[f"masked_{own}"] = self.antehoc.masked * switches.cross_entropy
             weights["map_area"] = self.antehoc.area
         if self.recipe.supervision == "weak":
             weights["concept_discrimination"] = switches.concept_discrimination
@@ -89,16 +95,6 @@ def make_discriminators(laps: Mapping[str, LAP]) -> nn.ModuleDict:
         module.reset_parameters()
         modules[_key(name)] = module
     return modules
-
-
-def asked(model: Callable[..., Output], batch: Batch, task: Task, *, times: int = 1) -> Output:
-    """Return what a network says of a batch when it is taught: a captioner is told the words so far.
-
-    times: how many rows it returns for each sample.
-    """
-    if task == "captions":
-        return model(batch.images, _tokens(batch).repeat(times, 1))
-    return model(batch.images)
 
 
 def task_loss(output: Output, batch: Batch, task: Task = "classification") -> tuple[Tensor, Tensor]:
@@ -149,26 +145,32 @@ _LOSSES: dict[Task, Callable[[Tensor, Batch], Tensor]] = {
 
 
 def task_terms(
-    model: nn.Module, batch: Batch, task: Task, *, answer: Callable[..., Output] | None = None
+    model: nn.Module,
+    batch: Batch,
+    task: Task = "classification",
+    *,
+    through: Callable[..., Any] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the terms of a network's answers by name, without their weights, and the answer to the batch.
+    """Return the terms of a network's answers by name, without their weights, and the answers themselves.
 
     With ante-hoc maps (reconstruction) its head answers a second time, to what the map keeps of the features;
-    auxiliary classifiers, which lie before the map, do not. answer: what the images go through, where that is
-    not the whole network.
+    auxiliary classifiers, which lie before the map, do not. A captioner is told the words so far. through:
+    what the images go through, where that is not the whole network.
     """
-    answer, term = answer or model, TERMS[task]
+    asked, term = through or model, TERMS[task]
+    given = (batch.images, _tokens(batch)) if task == "captions" else (batch.images,)
     layers = list(antehoc_layers(model).values())
     if not layers:
-        loss, said = task_loss(asked(answer, batch, task), batch, task)
-        return {term: loss}, said
+        loss, answer = task_loss(asked(*given), batch, task)
+        return {term: loss}, answer
     with second_pass(layers[0]) as maps:
-        output = asked(answer, batch, task, times=2)
-    plain, masked = cast(Tensor, output if isinstance(output, Tensor) else output[0]).chunk(2)
+        output = asked(*given)
+    plain, masked = (output if isinstance(output, Tensor) else output[0]).chunk(2)
     if type(output).__name__ in AUXILIARY_WEIGHTS:
-        output = output._replace(logits=plain)  # type: ignore[union-attr]
-    loss, said = task_loss(plain if isinstance(output, Tensor) else output, batch, task)
-    return {term: loss, f"masked_{term}": _LOSSES[task](masked, batch), "map_area": maps[0].mean()}, said
+        output = output._replace(logits=plain)
+    loss, answer = task_loss(plain if isinstance(output, Tensor) else output, batch, task)
+    kept, _ = task_loss(masked, batch, task)
+    return {term: loss, f"masked_{term}": kept, "map_area": maps[0].mean()}, answer
 
 
 def map_terms(

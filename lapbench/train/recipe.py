@@ -237,7 +237,7 @@ def _objective(model: nn.Module, recipe: Recipe, plug: Plug | None, task: Task) 
     """Join the recipe with the network's concept heads. Errors: TrainingError when they do not fit."""
     if recipe.supervision == "none":
         maps = [layer.spec for layer in antehoc_layers(model).values()]
-        return Objective(recipe, antehoc=maps[0] if maps else None, task=task)
+        return Objective(recipe, task=task, antehoc=maps[0] if maps else None)
     heads = lap_heads(model)
     if plug is None or not heads:
         raise TrainingError(

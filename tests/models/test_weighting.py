@@ -212,7 +212,7 @@ def test_weights_go_through_a_file_and_can_be_drawn_anew(tmp_path):
 def test_the_loss_is_the_formula():
     model, spec = network_of("resnet18").eval(), AnteHoc(masked=0.5, area=0.1)
     x, y = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 1, 0])
-    terms, logits = task_terms(model, Batch(x, y, None, None, None), "classification")
+    terms, logits = task_terms(model, Batch(x, y, None, None))
 
     with second_pass(layer_of(model)) as maps:
         both = model(x)
@@ -230,11 +230,7 @@ def test_the_loss_is_the_formula():
 @pytest.mark.parametrize("net", ["channels", "spatial"])
 def test_gradients_reach_both_networks(term, net):
     model = network_of("resnet18", net=net).train()
-    terms, _ = task_terms(
-        model,
-        Batch(torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 1, 0]), None, None, None),
-        "classification",
-    )
+    terms, _ = task_terms(model, Batch(torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 1, 0]), None, None))
     terms[term].backward()
 
     for part in (model.layer4, layer_of(model).weighting.expand):
@@ -261,7 +257,7 @@ def test_auxiliary_classifiers_answer_once():
             return InceptionOutputs(self.avgpool(x).flatten(1), x.mean((2, 3)) * 2)
 
     x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 2])
-    terms, logits = task_terms(Auxiliary(), Batch(x, y, None, None, None), "classification")
+    terms, logits = task_terms(Auxiliary(), Batch(x, y, None, None))
     expected = F.cross_entropy(x.mean((2, 3)), y) + 0.4 * F.cross_entropy(2 * x.mean((2, 3)), y)
     torch.testing.assert_close(terms["cross_entropy"], expected)
     assert logits.shape == (2, 3)

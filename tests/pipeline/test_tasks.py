@@ -56,6 +56,20 @@ iterations = 3
 batch_size = 16
 learning_rate = 3e-3
 
+[[models]]
+name = "with map"
+architecture = "resnet18"
+parameters = { width = 4, blocks = [1, 1, 1, 1], stem = "3x3", stem_stride = 2, stem_pool = false }
+antehoc = {}
+DECODER
+[models.recipe]
+epochs = 1
+iterations = 3
+batch_size = 16
+learning_rate = 3e-3
+
+[[explainers]]
+name = "antehoc"
 [[explainers]]
 name = "lap"
 parameters = { concept = "anything" }
@@ -130,6 +144,8 @@ def test_every_target_with_a_box_is_explained_and_scored(ran):
             assert (row.complete, row.n) == (True, n), row.reason
             assert -1 <= row.measures["removal_correlation"].mean <= 1
     assert rows["with LAP", "LAP", "native"].complete
+    (title,) = {explainer for model, explainer, _ in rows if explainer.lower().startswith("ante")}
+    assert rows["with map", title, "top-k"].complete
     failed = rows["plain", "LRP", "threshold"]
     assert failed.complete == (ran.task == "landmarks")
     if not failed.complete:
@@ -233,7 +249,7 @@ def test_nothing_is_made_twice(ran):
 )
 def test_definitions_that_do_not_fit_their_task(tmp_path, task, old, new, message):
     path = definition(tmp_path, task)
-    path.write_text(path.read_text().replace(old, new))
+    path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(DefinitionError, match=message):
         pipeline.train(tiny.job(path, tmp_path))
 

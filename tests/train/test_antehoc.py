@@ -42,7 +42,7 @@ def with_maps(**settings: object) -> torch.nn.Module:
 def selected_terms(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The terms on the selecting split, in one batch."""
     table = tabulate(SQUARES["val"], truth=False).take(np.arange(len(SQUARES["val"])))
-    return task_terms(model, table._replace(images=normalise(table.images, DATA)), "classification")[0]
+    return task_terms(model, table._replace(images=normalise(table.images, DATA)))[0]
 
 
 def test_training_learns_by_all_terms_and_says_how_it_went(tmp_path):

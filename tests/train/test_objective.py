@@ -3,13 +3,14 @@ from collections import namedtuple
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from lapbench.benchmark import Losses, Recipe
 from lapbench.errors import TrainingError
 from lapbench.models import lap_layers, record_laps
 from lapbench.train import losses
 from lapbench.train.images import Batch
-from lapbench.train.objective import Objective, asked, make_discriminators, map_terms, task_loss
+from lapbench.train.objective import Objective, make_discriminators, map_terms, task_loss, task_terms
 from tests.train.squares import PLUG, SIDE, network
 
 HEADS = ((1,),)
@@ -204,7 +205,13 @@ def test_captions_are_taught_word_by_word_up_to_the_first_end():
 def test_captioners_alone_are_told_the_words():
     batch = of(torch.zeros(2, dtype=torch.int64))._replace(answers=torch.tensor([[1.0, 0.0], [2.0, 1.0]]))
     told = []
-    asked(lambda _images, *tokens: told.append(tokens), batch, "captions")
-    asked(lambda _images, *tokens: told.append(tokens), batch, "landmarks")
+
+    def say(_images, *tokens):
+        told.append(tokens)
+        return torch.zeros((2, 2, 3) if tokens else (2, 2))
+
+    terms, _ = task_terms(nn.Identity(), batch, "captions", through=say)
+    assert list(terms) == ["token_cross_entropy"]
+    task_terms(nn.Identity(), batch, "landmarks", through=say)
     assert told[0][0].tolist() == [[1, 0], [2, 1]]
     assert told[1] == ()
