@@ -27,12 +27,6 @@ TERMS: dict[Task, str] = {
 Output: TypeAlias = Tensor | tuple[Tensor | None, ...]
 """What a network returns in training: its answer, with auxiliary ones where it has such."""
 
-TERMS: dict[Task, str] = {
-    "classification": "cross_entropy",
-    "landmarks": "coordinate_error",
-    "captions": "token_cross_entropy",
-}
-"""The name of each task's own loss."""
 AUXILIARY_WEIGHTS = {"InceptionOutputs": 0.4, "GoogLeNetOutputs": 0.3}
 """Weight of the auxiliary classifiers' cross-entropy, by the type of what the network returns in training.
 
