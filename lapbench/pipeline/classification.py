@@ -126,10 +126,11 @@ def _among_five(known: list[Answers], way: str, labels: npt.NDArray[np.int64]) -
 def _stand_alone(job: Job, model: definition.Model, known: list[Answers]) -> npt.NDArray[np.int64]:
     """The classes that LAPs name alone, (L, seeds, images); L = 0 where there is none that can."""
     none = np.empty((0, len(known), 0), np.int64)
-    if model.plug is None or not model.plug.concepts:
-        return none
     classes = job.dataset.classes
-    heads = [tuple(map(classes.index, c.classes)) for c in model.plug.of(classes).concepts]
+    concepts = model.plug.of(classes).concepts if model.plug else ()
+    if not concepts:  # no LAP, or a relative of it, which has no heads
+        return none
+    heads = [tuple(map(classes.index, c.classes)) for c in concepts]
     said = [stand_alone(one["peaks"], one["sums"], heads, len(job.dataset.classes)) for one in known]
     named = [classes for classes in said if classes is not None]
     return np.stack(named).transpose(2, 0, 1) if named else none
