@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from lapbench.errors import ExplainerError, NotApplicableError, suggest
+from lapbench.models.graph import LayerTracer
 from lapbench.models.pooling import Pooling
 
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
@@ -95,8 +96,8 @@ def twin_of(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo)
 
 
-class _Tracer(fx.Tracer):
-    """Traces down to torch's modules and poolings such as LAP, and notes which node each module returns.
+class _Tracer(LayerTracer):
+    """Notes which node each module returns, and has nothing work in place.
 
     What works in place becomes an operation that does not; all that is done with the tensor from there on is
     done with its result. (Where a *view* is changed in place, that cannot be seen in a graph.)
@@ -127,9 +128,6 @@ class _Tracer(fx.Tracer):
         while node in self._changed:
             node = self._changed[node]
         return node
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Pooling) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

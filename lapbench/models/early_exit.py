@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from lapbench.errors import DefinitionError
+from lapbench.models.graph import LayerTracer
 from lapbench.models.plug import lap_heads, lap_layers
-from lapbench.models.pooling import Pooling
 from lapbench.models.predict import evaluating
 
 ACTIVE = 0.5
@@ -66,7 +66,7 @@ def cut(model: nn.Module, layer: int, *, n_classes: int) -> EarlyExit:
         )
     with evaluating(model):
         try:
-            graph = _Tracer().trace(model)
+            graph = LayerTracer().trace(model)
         except Exception as error:
             raise DefinitionError(
                 f"{type(model).__name__} cannot be traced by torch.fx, and so not be cut: {error}"
@@ -93,10 +93,3 @@ def cost(model: nn.Module, image: Tensor) -> Cost:
     with evaluating(model), torch.no_grad(), counter:
         model(image)
     return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
-
-
-class _Tracer(fx.Tracer):
-    """Traces down to torch's modules and poolings such as LAP."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Pooling) or super().is_leaf_module(m, module_qualified_name)

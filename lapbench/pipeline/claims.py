@@ -6,9 +6,9 @@ import numpy as np
 
 from lapbench.benchmark import Term
 from lapbench.errors import UnknownNameError
-from lapbench.pipeline.answers import measured
-from lapbench.pipeline.classification import classification
+from lapbench.pipeline.classification import measures_by_image
 from lapbench.pipeline.job import Job
+from lapbench.pipeline.other_tasks import measured
 from lapbench.pipeline.reporting import shared_provenance
 from lapbench.pipeline.rows import ScoredRow
 from lapbench.pipeline.scoring import scored_rows
@@ -56,7 +56,7 @@ def _scores(job: Job, term: Term, rows: dict[tuple[str, str, str, bool], ScoredR
     """The scores of a term by image: of the whole scored split for a model, of those with truth for a row."""
     if term.explainer is None:
         (model,) = (model for model in job.benchmark.models if model.name == term.model)
-        tables = classification(job, model)
+        tables = measures_by_image(job, model)
         if not tables:
             return Found(reason=f"{term.model} was not asked yet: run `lapbench run` first")
         _known(term, tables)

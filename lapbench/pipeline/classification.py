@@ -1,7 +1,6 @@
 """How right networks are on the scored split, and what each of their LAPs says alone."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -9,22 +8,21 @@ import numpy.typing as npt
 
 from lapbench import benchmark as definition
 from lapbench.digest import plain
-from lapbench.pipeline import answers
-from lapbench.pipeline.answering import read_answers, read_mlps
+from lapbench.pipeline import other_tasks
+from lapbench.pipeline.answering import Answers, read_answers, read_mlps
 from lapbench.pipeline.job import Job, Subject
-from lapbench.pipeline.measures import RANGES
+from lapbench.pipeline.measures import in_range
 from lapbench.report import Estimate, ModelSummary
 from lapbench.report.results import LapSummary
 from lapbench.report.statistics import bootstrap_means
 from lapbench.score.predictivity import correctness, stand_alone
 
 Scores: TypeAlias = npt.NDArray[np.float64]
-Answers: TypeAlias = dict[str, npt.NDArray[np.float32]]
 _MANY = 10
 """Classes from which on the five best answers are looked at."""
 
 
-def classification(job: Job, model: definition.Model) -> dict[str, Scores]:
+def measures_by_image(job: Job, model: definition.Model) -> dict[str, Scores]:
     """Return what every image adds to the measures of a network, by name, (seeds, images) each.
 
     accuracy and its kin: see `lapbench.score.predictivity.correctness`. predictivity_1, faithfulness_1 and so
@@ -32,9 +30,8 @@ def classification(job: Job, model: definition.Model) -> dict[str, Scores]:
     mlp_predictivity_1 and so on: the same as a network reads it in the LAP's concept features.
     accuracy_soft, accuracy_hard: by either output of BLA; agreement_hard: whether both say the same;
     selected: how many positions decide, and size_varies: whether that is another number than of most images.
-    top_5_accuracy, of 10 classes and more: whether the true class is one
-    of the five that are answered first. Of other tasks those of `lapbench.pipeline.answers.correctness`.
-    Empty where a network was not asked yet.
+    top_5_accuracy, of 10 classes and more: whether the true class is one of the five that are answered first.
+    Of other tasks those of `lapbench.pipeline.other_tasks.correctness`. Empty where a network was not asked.
     """
     labels, n_classes = job.considered("score").labels, len(job.dataset.classes)
     subjects = [Subject(model, seed, job.weights(model, seed)) for seed in model.seeds]
@@ -43,7 +40,7 @@ def classification(job: Job, model: definition.Model) -> dict[str, Scores]:
     if len(known) < len(found):
         return {}
     if job.dataset.task != "classification":
-        return answers.correctness(job, known)
+        return other_tasks.correctness(job, known)
     said = np.stack([one["logits"].argmax(axis=1) for one in known])
     tables = correctness(said, labels, n_classes)
     if n_classes >= _MANY:
@@ -64,16 +61,12 @@ def classification(job: Job, model: definition.Model) -> dict[str, Scores]:
 
 def summarise(job: Job, model: definition.Model) -> ModelSummary:
     """Return how right a model is on the scored split, over its seeds; unknown before it is asked."""
-    protocol, tables = job.benchmark.protocol, classification(job, model)
+    protocol, tables = job.benchmark.protocol, measures_by_image(job, model)
     intervals = bootstrap_means(
         list(tables.values()), confidence=protocol.confidence, resamples=protocol.resamples
     )
-    # Student's t, of few trainings, may leave the range of the measures
-    within = [
-        replace(one, low=max(one.low, 0.0), high=min(one.high, RANGES.get(name, (0.0, 1.0))[1]))
-        for name, one in zip(tables, intervals, strict=True)
-    ]
-    found = {name: Estimate.of(one) for name, one in zip(tables, within, strict=True) if one.n}
+    within = in_range(dict(zip(tables, intervals, strict=True)))
+    found = {name: Estimate.of(one) for name, one in within.items() if one.n}
     networks = [Subject(model, seed, job.weights(model, seed)).identity() for seed in model.seeds]
     return ModelSummary(
         name=model.name,
@@ -84,7 +77,7 @@ def summarise(job: Job, model: definition.Model) -> ModelSummary:
         laps=_laps(found, ""),
         laps_read=_laps(found, "mlp_"),
         classes=len(job.dataset.classes),
-        n=len(answers.measured(job)),
+        n=len(other_tasks.measured(job)),
         seeds=model.seeds if model.recipe else (),
         provenance={"networks": plain(networks)},
     )

@@ -1,7 +1,8 @@
 """What a row tells beside its IoU: further scores of the same images, and IoU as a function of something."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -11,7 +12,7 @@ from lapbench.benchmark import Protocol
 from lapbench.pipeline.inquiry import Inquiry
 from lapbench.pipeline.rows import ScoredRow
 from lapbench.report.results import Curve, Estimate, Selection
-from lapbench.report.statistics import bootstrap_means
+from lapbench.report.statistics import Interval, bootstrap_means
 from lapbench.score import BoxSweep, ImageScores, Localisation, iou_by_size
 from lapbench.score.faithfulness import Faithfulness
 from lapbench.score.sweep import THRESHOLDS
@@ -28,6 +29,18 @@ RANGES = {
 }
 """The least and the most that a score can be, where that is not 0 and 1."""
 _DECIMALS = 6
+
+
+def in_range(found: Mapping[str, Interval]) -> dict[str, Interval]:
+    """Return intervals, by the names of their scores, within what a score can be.
+
+    Student's t, of few trainings, may leave that range.
+    """
+    ranges = {name: RANGES.get(name, (0.0, 1.0)) for name in found}
+    return {
+        name: replace(one, low=max(one.low, ranges[name][0]), high=min(one.high, ranges[name][1]))
+        for name, one in found.items()
+    }
 
 
 def by_image(selection: Selection, outcomes: Sequence[Localisation]) -> dict[str, Scores]:

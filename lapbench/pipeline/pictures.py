@@ -17,9 +17,9 @@ from lapbench.executor import MOST, in_batches
 from lapbench.explain import explain
 from lapbench.models.predict import predict
 from lapbench.pipeline.answering import read_answers
-from lapbench.pipeline.answers import in_words
 from lapbench.pipeline.job import Block, Job, RowSource, Subject, slug
 from lapbench.pipeline.networks import load_network
+from lapbench.pipeline.other_tasks import in_words
 from lapbench.registry import explainers
 from lapbench.report.figures import TRUE, MapColumn, draw_maps, draw_ranking
 from lapbench.report.results import Leaderboard, Row, Selection, write_file
@@ -136,7 +136,7 @@ def _draw_maps(
 def _predictions(job: Job, model: definition.Model, indices: Sequence[int]) -> list[str]:
     """What the first seed's network says of images: the class, and how probable it holds it.
 
-    Of other tasks as `lapbench.pipeline.answers.in_words`.
+    Of other tasks as `lapbench.pipeline.other_tasks.in_words`.
     """
     seed = model.seeds[0]
     answers = read_answers(job, Subject(model, seed, job.weights(model, seed)), "score")

@@ -314,12 +314,7 @@ def _intervals(job: Job, selected: Sequence[Selected], tables: dict[str, Scores]
             np.stack([getattr(s, part)[scored] for s in selected]) for part in ("intersection", "union")
         )
         found["iou"] = bootstrap_ratio(*pooled, confidence=confidence, resamples=resamples)
-    # Student's t, of few trainings, may leave the range of the scores
-    ranges = {name: measures.RANGES.get(name, (0.0, 1.0)) for name in found}
-    return {
-        name: replace(one, low=max(one.low, ranges[name][0]), high=min(one.high, ranges[name][1]))
-        for name, one in found.items()
-    }
+    return measures.in_range(found)
 
 
 def _cells_per_object(job: Job, resolution: tuple[int, int]) -> float | None:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from lapbench.benchmark import Augment, Recipe
-from lapbench.models import Pooling, evaluating
+from lapbench.models import evaluating
+from lapbench.models.graph import LayerTracer
 from lapbench.models.weighting import antehoc_layers
 from lapbench.train.freezing import rest
 from lapbench.train.hardware import Hardware
@@ -131,17 +132,10 @@ def halved(model: nn.Module) -> Halves | None:
     return None if cut is None else _in_two(model, graph, cut)
 
 
-class _Tracer(fx.Tracer):
-    """Traces down to torch's modules and poolings such as LAP."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Pooling) or super().is_leaf_module(m, module_qualified_name)
-
-
 def _traced(model: nn.Module) -> fx.Graph | None:
     optional = list(inspect.signature(model.forward).parameters.values())[1:]  # behind the images
     try:
-        return _Tracer().trace(model, {p.name: p.default for p in optional if p.default is not p.empty})
+        return LayerTracer().trace(model, {p.name: p.default for p in optional if p.default is not p.empty})
     except Exception:  # noqa: BLE001 - whatever a network does that has no graph; it is trained as it is
         return None
 

@@ -8,30 +8,16 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from lapbench.models.lap import LAP, AdaptiveLAP2d, ConceptScoring, LAP2d, Window, record_laps
+from models.reference import slow_pooling
 
 
-@torch.no_grad()
 def slow_lap(x: Tensor, V: Tensor, window: Window, alpha: float, eps: float) -> Tensor:
     """Eq. 1 and 4 window by window, pixel by pixel, in Python."""
-    B, C, H, W = x.shape
-    rows, columns = window.output_size(H, W)
-    out = torch.zeros(B, C, rows, columns, dtype=x.dtype)
-    for b in range(B):
-        for i in range(rows):
-            for j in range(columns):
-                top = i * window.stride[0] - window.padding[0]
-                left = j * window.stride[1] - window.padding[1]
-                pixels = [
-                    (r, c)
-                    for r in range(top, top + window.kernel[0])
-                    for c in range(left, left + window.kernel[1])
-                    if 0 <= r < H and 0 <= c < W
-                ]
-                v = [float(V[b, 0, r, c]) for r, c in pixels]
-                w = [value * math.exp(-(alpha**2) * (max(v) - value) ** 2) + eps for value in v]
-                for weight, (r, c) in zip(w, pixels, strict=True):
-                    out[b, :, i, j] += weight / sum(w) * x[b, :, r, c]
-    return out
+
+    def weigh(v: list[float]) -> list[float]:
+        return [value * math.exp(-(alpha**2) * (max(v) - value) ** 2) + eps for value in v]
+
+    return slow_pooling(x, V, window, weigh)
 
 
 @torch.no_grad()

@@ -21,33 +21,11 @@ from lapbench.models.pooling import Strided, Window, window_of
 from lapbench.models.weights import randomise
 from lapbench.models.zoo import build
 from lapbench.train.freezing import only
+from models.reference import slow_pooling
 
 CLASSES = ("healthy", "pneumonia")
 CONCEPTS = [{"name": "opacity", "classes": ["pneumonia"]}]
 LAYERS = ("lap", "lip", "average", "max", "strided")
-
-
-@torch.no_grad()
-def slow_pooling(x: Tensor, weight: Tensor, window: Window) -> Tensor:
-    """O = Σ F I / Σ F window by window, pixel by pixel; weight F (B, 1, H, W)."""
-    B, C, H, W = x.shape
-    rows, columns = window.output_size(H, W)
-    out = torch.zeros(B, C, rows, columns, dtype=x.dtype)
-    for b in range(B):
-        for i in range(rows):
-            for j in range(columns):
-                top = i * window.stride[0] - window.padding[0]
-                left = j * window.stride[1] - window.padding[1]
-                pixels = [
-                    (r, c)
-                    for r in range(top, top + window.kernel[0])
-                    for c in range(left, left + window.kernel[1])
-                    if 0 <= r < H and 0 <= c < W
-                ]
-                f = [float(weight[b, 0, r, c]) for r, c in pixels]
-                for value, (r, c) in zip(f, pixels, strict=True):
-                    out[b, :, i, j] += value / sum(f) * x[b, :, r, c]
-    return out
 
 
 def slow_logits(x: Tensor, scoring: ConceptScoring) -> Tensor:

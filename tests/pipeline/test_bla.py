@@ -9,7 +9,7 @@ from lapbench.models import deciding, load_weights
 from lapbench.models.predict import answer
 from lapbench.models.weights import load_record
 from lapbench.pipeline.answering import read_answers
-from lapbench.pipeline.classification import classification
+from lapbench.pipeline.classification import measures_by_image
 from lapbench.pipeline.job import Subject
 from lapbench.pipeline.networks import load_network
 from lapbench.report.leaderboard import render_markdown
@@ -101,7 +101,7 @@ def test_soft_and_hard_are_measures_of_the_model(done):
     for model in job.benchmark.models[1:]:
         subject = Subject(model, 0, job.weights(model, 0))
         network = load_network(job, subject)
-        tables = classification(job, model)
+        tables = measures_by_image(job, model)
         answers = read_answers(job, subject, "score")
         images = torch.from_numpy(np.stack([job.considered("score")[i].image for i in range(len(labels))]))
         with torch.no_grad():
