@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
 from pydantic import ValidationError, create_model
 
 from lapbench.errors import UnknownNameError, suggest
 from lapbench.toml import Table
 
-Need = Literal["model", "lap", "lip", "bla", "antehoc", "masks", "ids"]
+Layer = Literal["lap", "lip", "bla", "antehoc"]
+"""A layer that explains its network."""
+Need = Literal["model", Layer, "masks", "ids"]
 Reach = Literal["output", "layer", "image"]
 
 
@@ -85,7 +87,7 @@ class ExplainerSpec:
     @property
     def layers(self) -> frozenset[str]:
         """The layers that the network must carry for it, as `lapbench.benchmark.Model.carries` names them."""
-        return self.needs & {"lap", "lip", "bla", "antehoc"}
+        return self.needs & set(get_args(Layer))
 
     @property
     def measures(self) -> str:

@@ -8,6 +8,7 @@ import typer
 
 from lapbench.cli.console import err_console, guarded, print_line, print_table, say
 from lapbench.cli.options import Data, Definition, Device
+from lapbench.registry import Layer
 
 app = typer.Typer(help="Check what you bring along before you rank it.", no_args_is_help=True)
 
@@ -21,7 +22,9 @@ def check_explainer(
         ),
     ],
     architecture: Annotated[str, typer.Option(help="The network, with random weights.")] = "resnet18",
-    lap: Annotated[bool, typer.Option("--lap", help="Put LAP layers into it.")] = False,
+    layer: Annotated[
+        Layer | None, typer.Option(help="A layer to put into it; if not given, what the explainer needs.")
+    ] = None,
     size: Annotated[int, typer.Option(min=32, max=512, help="The images' side in pixels.")] = 64,
     batch: Annotated[int, typer.Option(min=2, help="How many images.")] = 3,
     parameter: Annotated[
@@ -35,7 +38,12 @@ def check_explainer(
             from lapbench.pipeline.checking import check_named
 
             checks = check_named(
-                name, architecture=architecture, lap=lap, size=size, batch=batch, parameters=parameter or ()
+                name,
+                architecture=architecture,
+                layer=layer,
+                size=size,
+                batch=batch,
+                parameters=parameter or (),
             )
         lines = [("ok" if check.passed else "fault", check.name, check.fault) for check in checks]
         print_table(("", "check", "found"), lines)

@@ -7,16 +7,24 @@ gated recurrent unit of Cho et al. (EMNLP 2014) in the place of the LSTM, and th
 import torch
 from torch import Tensor, nn
 
+from lapbench.errors import DefinitionError
+
 
 class Captioner(nn.Module):
     """An encoder whose outputs (B, hidden) a decoder puts into words.
 
     vocabulary: the number of words; number 0 is the end of a caption, and also what stands before its first
-    word. length: the most words that are written, the end included.
+    word. length: the most words that are written, the end included. Raises DefinitionError for an encoder
+    that gives auxiliary answers beside the one.
     """
 
     def __init__(self, encoder: nn.Module, *, vocabulary: int, length: int, hidden: int) -> None:
         super().__init__()
+        if getattr(encoder, "aux_logits", False):
+            raise DefinitionError(
+                f"a decoder cannot read {type(encoder).__name__} with its auxiliary classifiers: "
+                "set aux_logits = false in its parameters"
+            )
         self.encoder, self.length = encoder, length
         self.embedding = nn.Embedding(vocabulary, hidden)
         self.cell = nn.GRUCell(2 * hidden, hidden)

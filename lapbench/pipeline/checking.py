@@ -20,7 +20,7 @@ from lapbench.explain import Check, run_checks
 from lapbench.explain.state import seeded_generators
 from lapbench.models.plug import plug, put_antehoc, put_bla
 from lapbench.models.zoo import build
-from lapbench.registry import ExplainerSpec, architectures, check_parameters, explainers
+from lapbench.registry import ExplainerSpec, Layer, architectures, check_parameters, explainers
 
 CLASSES = ("zero", "one", "two", "three")
 NARROW = 8
@@ -31,15 +31,15 @@ def check_named(
     name: str,
     *,
     architecture: str = "resnet18",
-    lap: bool = False,
+    layer: Layer | None = None,
     size: int = 64,
     batch: int = 3,
     parameters: Sequence[str] = (),
 ) -> list[Check]:
     """Run every check of the contract on an explainer, ``NAME`` or ``module:function``; see `run_checks`.
 
-    The network has random weights, and LAP layers if ``lap`` says so, or whatever layers the explainer needs;
-    the images (batch, 3, size, size) are the embedded digits. parameters: texts ``key=value``, as in TOML.
+    The network has random weights, and the layer that is asked for, or whatever the explainer needs; the
+    images (batch, 3, size, size) are the embedded digits. parameters: texts ``key=value``, as in TOML.
     Errors: UnknownNameError; ExplainerError for what cannot be imported; NotApplicableError; DefinitionError
     for parameters that are not the explainer's, or an image size that the network cannot take.
     """
@@ -54,7 +54,7 @@ def check_named(
                 raise DefinitionError(str(error)) from None
         images, target = _digits(size, batch), 3 * torch.arange(batch) % len(CLASSES)
         needed = spec.layers if spec else frozenset[str]()
-        network = _network(architecture, needed or {"lap"} if lap else needed)
+        network = _network(architecture, needed or ({layer} if layer else needed))
         try:
             _settle(network, images)
         except RuntimeError as error:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lapbench.benchmark import Concept, Plug
-from lapbench.errors import NotApplicableError
+from lapbench.errors import DefinitionError, NotApplicableError
 from lapbench.explain import explain
 from lapbench.models import Captioner, build, lap_heads, lap_names, plug, predict, randomise, record_laps
 from lapbench.models.predict import answer
@@ -149,3 +149,12 @@ def test_other_explainers_draw_maps(images, name):
 def test_rules_that_do_not_know_the_decoder_say_so(images, name, reason):
     with pytest.raises(NotApplicableError, match=reason):
         explain(explainers.get(name), captioner(), images[:2], torch.tensor([1, 3]), {})
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+def test_an_encoder_with_auxiliary_answers_is_refused_and_one_without_is_not(name):
+    options = {"vocabulary": V, "length": T, "hidden": H}
+    with pytest.raises(DefinitionError, match="auxiliary classifiers: set aux_logits = false"):
+        Captioner(build(name, num_classes=H), **options)
+    encoder = build(name, num_classes=H, parameters={"aux_logits": False})
+    assert Captioner(encoder, **options).encoder is encoder

@@ -74,7 +74,10 @@ def test_what_was_registered_keeps_what_it_declares(folder):
     ("name", "options"),
     [
         ("lap_all", {}),
-        ("gradient", {"lap": True}),
+        ("gradient", {"layer": "lap"}),
+        ("grad_cam", {"layer": "lip"}),
+        ("deeplift", {"layer": "bla"}),
+        ("guided_backprop", {"layer": "antehoc"}),
         ("lap", {"parameters": ["layer=1", "concept=rest"], "architecture": "squeezenet1_1"}),
         ("oracle", {}),
         ("random", {"parameters": ["seed=3"]}),
@@ -125,4 +128,4 @@ def test_what_does_not_apply_is_no_fault(folder):
     )
     with pytest.raises(NotApplicableError, match="has no LAP layers"):
         faults("mine:mine")
-    assert faults("mine:mine", lap=True) == {}
+    assert faults("mine:mine", layer="lap") == {}
