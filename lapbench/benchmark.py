@@ -23,8 +23,9 @@ from pydantic import (
 )
 
 from lapbench.errors import DefinitionError, UnknownNameError, suggest
+from lapbench.inheritance import resolve
 from lapbench.registry import architectures, check_parameters, explainers
-from lapbench.toml import Table, read_toml
+from lapbench.toml import Source, Table, read_source, validate
 
 T = TypeVar("T", bound=Table)
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -557,15 +558,25 @@ class Benchmark(Table):
 def load_benchmark(name: str | Path) -> Benchmark:
     """Load a benchmark by the name of a shipped definition or by the path of a TOML file.
 
+    See `lapbench.inheritance` for what a definition may leave to another one; paths in either are taken from
+    the folder of this one.
     Errors: UnknownNameError with the nearest right name; DefinitionError that lists every fault at once.
     """
-    path = Path(name)
-    if path.suffix != ".toml":
-        known = {p.stem: p for p in shipped("benchmarks")}
-        if str(name) not in known:
-            raise UnknownNameError("benchmark", str(name), known)
-        path = known[str(name)]
-    return _rooted(read_toml(path, Benchmark), path.parent)
+    path = _path_of(name)
+
+    def find(base: str) -> Source:
+        return read_source(path.parent / base if base.endswith(".toml") else _path_of(base))
+
+    return _rooted(validate(resolve(read_source(path), find), Benchmark), path.parent)
+
+
+def _path_of(name: str | Path) -> Path:
+    if Path(name).suffix == ".toml":
+        return Path(name)
+    known = {path.stem: path for path in shipped("benchmarks")}
+    if str(name) not in known:
+        raise UnknownNameError("benchmark", str(name), known)
+    return known[str(name)]
 
 
 def _rooted(benchmark: Benchmark, folder: Path) -> Benchmark:

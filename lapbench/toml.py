@@ -4,6 +4,7 @@ import copy
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,33 +25,64 @@ class Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-def read_toml(path: Path, model: type[M]) -> M:
-    """Read and validate a TOML file.
+@dataclass(frozen=True)
+class Source:
+    """TOML that is read but not yet validated: its data, and where in which file every key stands.
 
-    Errors: DefinitionError, listing every fault as ``file:line: field: what was wanted (found …)``.
+    where: the file's name. places: ``file:line`` by the path of a table or key.
     """
+
+    where: str
+    data: dict[str, Any]
+    places: Mapping[Path_, str]
+
+    def place(self, path: Path_) -> str:
+        """Where a key stands, or the innermost table around it that is written anywhere."""
+        known = (self.places.get(path[:n]) for n in range(len(path), -1, -1))
+        return next((place for place in known if place), f"{self.where}:1")
+
+
+def read_source(path: Path) -> Source:
+    """Read a TOML file; DefinitionError where it cannot be read, or is no TOML."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DefinitionError(f"{path}: cannot be read: {error}") from None
-    return parse_toml(text, model, where=str(path))
+    return parse_source(text, where=str(path))
 
 
-def parse_toml(text: str, model: type[M], *, where: str) -> M:
-    """Validate TOML text; ``where`` names it in errors, which are those of `read_toml`."""
+def parse_source(text: str, *, where: str) -> Source:
+    """As `read_source`, of text; ``where`` names it in errors."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise DefinitionError(f"{where}: not valid TOML: {error}") from None
+    return Source(where, data, {path: f"{where}:{line}" for path, line in locate_keys(text).items()})
+
+
+def read_toml(path: Path, model: type[M]) -> M:
+    """Read and validate a TOML file; errors as of `read_source` and `validate`."""
+    return validate(read_source(path), model)
+
+
+def parse_toml(text: str, model: type[M], *, where: str) -> M:
+    """As `read_toml`, of text; ``where`` names it in errors."""
+    return validate(parse_source(text, where=where), model)
+
+
+def validate(source: Source, model: type[M]) -> M:
+    """Return the data as a model.
+
+    Errors: DefinitionError, listing every fault as ``file:line: field: what was wanted (found …)``.
+    """
     try:
-        return model.model_validate(data)
+        return model.model_validate(source.data)
     except ValidationError as error:
-        lines = locate_keys(text)
-        items = [*error.errors(), *_contradictions(error, model, data)]
-        faults = [_fault(item, model, data, lines, where) for item in items if not _is_echo(item)]
+        items = [*error.errors(), *_contradictions(error, model, source.data)]
+        faults = [_fault(item, model, source) for item in items if not _is_echo(item)]
         plural = "fault" if len(faults) == 1 else "faults"
         raise DefinitionError(
-            f"{where}: {len(faults)} {plural}\n" + "\n".join(f"  {f}" for f in faults)
+            f"{source.where}: {len(faults)} {plural}\n" + "\n".join(f"  {f}" for f in faults)
         ) from None
 
 
@@ -118,10 +150,9 @@ def _resolve(names: list[str], counts: dict[Path_, int], *, is_array: bool) -> P
     return path
 
 
-def _fault(item: Any, model: type[BaseModel], data: Any, lines: Mapping[Path_, int], where: str) -> str:
+def _fault(item: Any, model: type[BaseModel], source: Source) -> str:
     raw: Path_ = item["loc"]
-    path = tuple(_real_parts(raw, data))
-    line = next((lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in lines), 1)
+    path = tuple(_real_parts(raw, source.data))
     name = ".".join(str(p) if isinstance(p, str) else str(p + 1) for p in path) or "the file"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
@@ -132,7 +163,7 @@ def _fault(item: Any, model: type[BaseModel], data: Any, lines: Mapping[Path_, i
         found = repr(item["input"])
         if item["type"] != "value_error" and len(found) <= 80 and not isinstance(item["input"], dict):
             message += f" (found {found})"
-    return f"{where}:{line}: {name}: {message}"
+    return f"{source.place(path)}: {name}: {message}"
 
 
 def _real_parts(loc: Path_, data: Any) -> Iterator[str | int]:

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 import lapbench
-from lapbench.benchmark import Claim, Model, Recipe
+from lapbench.benchmark import Claim, Model, Recipe, load_benchmark
 from lapbench.cli import app
 from lapbench.data import Manifest
 from lapbench.models import build
@@ -98,6 +98,20 @@ def test_results_are_read_as_tables(tmp_path, monkeypatch):
     assert len(names["images"]) > len(names["rows"]) > 0
 
 
+def test_a_definition_may_extend_another(tmp_path):
+    path = tmp_path / "scans.toml"
+    path.write_text(blocks("toml")[4])
+    found, base = load_benchmark(path), load_benchmark("self_explaining")
+
+    assert found.data.image_size == (224, 224)
+    assert {model.name for model in found.models if model.plug and model.plug.concepts} == {
+        "WS-LAP",
+        "BB-LAP",
+    }
+    assert all(model.plug.concepts[0].name == "finding" for model in found.models[1:3])
+    assert (found.claims, found.explainers) == (base.claims, base.explainers)
+
+
 def test_the_manifest_the_model_and_the_claims_are_valid():
     class Models(Table):
         models: tuple[Model, ...]
@@ -110,7 +124,7 @@ def test_the_manifest_the_model_and_the_claims_are_valid():
     recipe = tomllib.loads(blocks("toml")[2])["models"]["recipe"]
     (bla,) = parse_toml(blocks("toml")[3], Models, where="README.md").models
     assert bla.bla.preset == "BLA-PH" and bla.recipe.learning == ("bla",)
-    table, loss = parse_toml(blocks("toml")[4], Claims, where="README.md").claims
+    table, loss = parse_toml(blocks("toml")[5], Claims, where="README.md").claims
 
     assert manifest.classes == ("healthy", "finding")
     assert model.weights == Path("ours.safetensors")
