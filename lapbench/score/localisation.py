@@ -158,7 +158,7 @@ def localise(
         for selection, scores in found.iou.items():
             _enter(scores, i, pixels, ways[selection])
         if pixels.scorable:
-            found.pointing[i], found.energy[i] = _hit_of_ranked(pixels), _share(pixels)
+            found.pointing[i], found.energy[i] = _hit_of_ranked(pixels), _share_of_ranked(pixels)
             counted = normal[i] if ignore is None else np.where(ignore[i], -math.inf, normal[i])
             found.tolerant_pointing[i] = _near(counted, masks[i], tolerance, found.pointing[i])
             found.sweep.record(i, pixels, orientation)
@@ -418,6 +418,15 @@ def _share(pixels: Pixels) -> float:
         positive = np.maximum(positive, positive.dtype.type(0))
     total = positive.sum(dtype=np.float64)
     return float(positive[pixels.inside].sum(dtype=np.float64) / total) if total > 0 else math.nan
+
+
+def _share_of_ranked(pixels: Pixels) -> float:
+    """Do the same where the pixels are to be put in order anyway."""
+    values, inside = pixels.ranked.values, pixels.ranked.inside
+    first = values.searchsorted(values.dtype.type(0), side="right")
+    total = values[first:].sum(dtype=np.float64)
+    common = values[inside[inside.searchsorted(first) :]].sum(dtype=np.float64)
+    return float(common / total) if total > 0 else math.nan
 
 
 def _kth_largest(values: Array, k: int) -> np.floating[Any]:

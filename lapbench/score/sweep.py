@@ -151,13 +151,17 @@ def _at_or_above_edges(ranked: Ranked, low: float, high: float) -> tuple[IntArra
     The map is brought to [0, 1] as wsolevaluation brings it: less its minimum, by what is then its maximum;
     a flat map is 0.
     """
-    n, k, spread = len(ranked.values), len(ranked.inside), high - low
-    first = ranked.first_reaching(low + EDGES * spread)
-    reached = _scaled(ranked.values.take(first, mode="clip"), low, spread) >= EDGES
-    missed = _scaled(ranked.values.take(first - 1, mode="clip"), low, spread) < EDGES
-    wrong = ~reached & (first < n) | ~missed & (first > 0)
-    if wrong.any():  # by rounding, which scaling before comparing does not share
-        first[wrong] = _scaled(ranked.values, low, spread).searchsorted(EDGES[wrong])
+    values, spread = ranked.values, high - low
+    n, k = len(values), len(ranked.inside)
+    first = values.searchsorted((low + EDGES * spread).astype(values.dtype))
+    unsure = np.arange(len(EDGES))
+    while len(unsure):  # few edges move, by the rounding that scaling before comparing does not share
+        at, edges = first[unsure], EDGES[unsure]
+        below = (at < n) & (_scaled(values.take(at, mode="clip"), low, spread) < edges)
+        beyond = (at > 0) & (_scaled(values.take(at - 1, mode="clip"), low, spread) >= edges)
+        first[unsure[below]] = values.searchsorted(values[at[below]], side="right")
+        first[unsure[beyond]] = values.searchsorted(values[at[beyond] - 1])
+        unsure = unsure[below | beyond]
     return k - ranked.inside.searchsorted(first), n - first
 
 
