@@ -5,8 +5,18 @@ import re
 import pytest
 from pipeline import tiny
 
-from lapbench import benchmark
-from lapbench.benchmark import Bla, Concept, Data, Model, Plug, Protocol, load_benchmark, select, shipped
+from lapbench.benchmark import (
+    Bla,
+    Concept,
+    Data,
+    Model,
+    Plug,
+    Protocol,
+    load_benchmark,
+    loading,
+    select,
+    shipped,
+)
 from lapbench.errors import DefinitionError, UnknownNameError
 from lapbench.toml import parse_toml
 
@@ -274,7 +284,7 @@ def test_select_refuses_what_is_not_there(tmp_path):
 def test_an_installed_package_carries_its_definitions_inside(tmp_path, monkeypatch):
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "mine.toml").touch()
-    monkeypatch.setattr(benchmark, "__file__", str(tmp_path / "benchmark.py"))
+    monkeypatch.setattr(loading, "__file__", str(tmp_path / "benchmark" / "loading.py"))
 
     assert [path.name for path in shipped("benchmarks")] == ["mine.toml"]
 
