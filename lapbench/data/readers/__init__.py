@@ -5,6 +5,7 @@ from lapbench.data.faces import read_faces
 from lapbench.data.readers.celeba import read_celeba, read_celeba_landmarks
 from lapbench.data.readers.coco import read_coco
 from lapbench.data.readers.csv_boxes import read_csv_boxes
+from lapbench.data.readers.cub import read_cub
 from lapbench.data.readers.deeppcb import read_deeppcb
 from lapbench.data.readers.folders import read_class_folders, read_mask_folders
 from lapbench.data.readers.imagenet import read_imagenet
@@ -19,6 +20,7 @@ __all__ = [
     "read_class_folders",
     "read_coco",
     "read_csv_boxes",
+    "read_cub",
     "read_deeppcb",
     "read_digits",
     "read_faces",
