@@ -11,18 +11,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lapbench.digest import plain
 from lapbench.executor import MOST, in_batches
 from lapbench.explain import explain
 from lapbench.models.predict import predict
-from lapbench.pipeline.job import Block, Job, Source
+from lapbench.pipeline.job import Block, Job, Source, Subject
 from lapbench.pipeline.networks import Lazy, load_network
 from lapbench.pipeline.samples import Samples
 from lapbench.score import normalise
-from lapbench.score.faithfulness import Faithfulness, Predict, insert_and_delete, removal_correlation
+from lapbench.score.faithfulness import (
+    Faithfulness,
+    Predict,
+    insert_and_delete,
+    removal_correlation,
+    removal_drops,
+)
 from lapbench.score.stability import perturb, stability
 from lapbench.store import Shard
 from lapbench.train.hardware import resolve_device
-from lapbench.types import Array, FloatArray, MaskArray
+from lapbench.types import Array, FloatArray, IntArray, MaskArray
 
 Scores: TypeAlias = npt.NDArray[np.float64]
 
@@ -46,10 +53,13 @@ class Inquiry:
 
 
 def network_of(job: Job, source: Source) -> Lazy | None:
-    """Return the network to be asked about a source's maps, or None where nothing is to be asked."""
+    """Return the network to be asked about a source's maps, or None where nothing is to be asked.
+
+    Networks with random weights are not asked: there is nothing in their answers to be faithful to.
+    """
     protocol = job.benchmark.protocol
     wanted = protocol.deletion_steps or protocol.removal_grid or protocol.stability_samples
-    if wanted is None or source.subject is None:
+    if wanted is None or source.subject is None or source.subject.randomised:
         return None
     return Lazy(partial(load_network, job, source.subject))
 
@@ -74,15 +84,13 @@ def inquire(
     protocol, curves = job.benchmark.protocol, None
     scores: dict[str, Scores] = {}
     images, targets = samples.images(block)[torch.from_numpy(counted)], shard.targets[counted]
-    asks: list[Predict] = [partial(_answer, job, network, int(target)) for target in targets]
-    if job.dataset.task == "landmarks":
-        asks = [_nearness(job, network, int(t), images[i : i + 1]) for i, t in enumerate(targets)]
     if protocol.deletion_steps:
+        asks = _asks(job, network, images, targets)
         curves = insert_and_delete(asks, images.numpy(), maps, steps=protocol.deletion_steps)
         scores |= {"deletion_auc": curves.deletion_auc, "insertion_auc": curves.insertion_auc}
-    if protocol.removal_grid:
-        found = removal_correlation(asks, images.numpy(), maps, grid=protocol.removal_grid)
-        scores["removal_correlation"] = found
+    if protocol.removal_grid and source.subject:
+        drops = _drops(job, source.subject, network, samples, block, shard.targets, protocol.removal_grid)
+        scores["removal_correlation"] = removal_correlation(drops[counted], maps)
     if protocol.stability_samples:
         masks = torch.from_numpy(samples.masks(block)[counted])
         ids = [name for name, counts in zip(samples.ids(block), counted, strict=True) if counts]
@@ -106,6 +114,28 @@ def inquire(
         )
         scores |= stability(draw, images.numpy(), maps, neighbours)
     return Inquiry(scores, curves)
+
+
+def _drops(
+    job: Job, subject: Subject, network: Lazy, samples: Samples, block: Block, targets: IntArray, grid: int
+) -> FloatArray:
+    """What the removal of regions costs a network, for all images of a block; kept for other explainers."""
+    key = job.removal_key(subject, block, grid)
+    kept = job.store.read(*key)
+    if kept is None:
+        images = samples.images(block)
+        drops = removal_drops(_asks(job, network, images, targets), images.numpy(), grid=grid)
+        arrays = {"drops": drops.astype(np.float32)}
+        kept = Shard(samples.ids(block), targets, arrays, provenance=plain(subject.identity()))
+        job.store.write(*key, kept)
+    return kept.arrays["drops"]
+
+
+def _asks(job: Job, network: Lazy, images: Tensor, targets: IntArray) -> list[Predict]:
+    """Return for each image what the network answers to changes of it."""
+    if job.dataset.task == "landmarks":
+        return [_nearness(job, network, int(t), images[i : i + 1]) for i, t in enumerate(targets)]
+    return [partial(_answer, job, network, int(target)) for target in targets]
 
 
 def _answer(job: Job, network: Lazy, target: int, images: FloatArray) -> Array:

@@ -284,6 +284,16 @@ class Job:
         what = {"answers": subject.identity(), **self._samples(block)}
         return f"{_network(subject)}/predictions/{block.split}-{block.number:04d}", digest_of(what)
 
+    def removal_key(self, subject: Subject, block: Block, grid: int) -> Key:
+        """Name and digest of what the removal of regions of a block's images costs a network."""
+        what = {
+            "removals": subject.identity(),
+            "grid": grid,
+            "target": self.benchmark.protocol.target,
+            **self._samples(block),
+        }
+        return f"{_network(subject)}/removals/{block.split}-{block.number:04d}", digest_of(what)
+
     def mlp_key(self, subject: Subject, mlp: definition.ConceptMLP) -> Key:
         """Name and digest of what is read in the concepts of a network, over the scored split."""
         what = {

@@ -81,35 +81,53 @@ def insert_and_delete(
     return Faithfulness(fractions, deletion, insertion)
 
 
-def removal_correlation(
-    predict: Sequence[Predict], images: FloatArray, maps: FloatArray, *, grid: int, baseline: float = 0.0
+def removal_drops(
+    predict: Sequence[Predict], images: FloatArray, *, grid: int, baseline: float = 0.0
 ) -> Scores:
-    """Return how well maps (n, H, W) foretell what the removal of regions costs the answer, (n,) in [−1, 1].
+    """Return what the removal of each region costs the network's answer to images (n, C, H, W), (n, grid²).
 
-    Images (n, C, H, W) are cut into grid × grid regions. The drop of the network's answer when one is set to
-    `baseline` is correlated (Pearson) with the map's mean in it, over the regions: faithfulness in the sense
-    of Alvarez-Melis and Jaakkola (NeurIPS 2018). NaN where either is the same in all regions, or the map
-    holds NaN or infinity. predict: as in `insert_and_delete`, asked once for grid² + 1 images.
-    Errors: ScoreError for shapes that do not fit, and for regions smaller than a pixel.
+    Images are cut into grid × grid regions, numbered in reading order; one that is removed is set to
+    `baseline`. predict: as in `insert_and_delete`, asked once for grid² + 1 images. Errors: ScoreError for
+    shapes that do not fit, and for regions smaller than a pixel.
     """
-    _check(predict, images, maps)
-    height, width = maps.shape[1:]
-    if not 2 <= grid <= min(height, width):
-        raise ScoreError(f"grid: {grid} is not between 2 and the {min(height, width)} pixels of a side")
-    rows, columns = (np.arange(side) * grid // side for side in (height, width))
-    regions = rows[:, None] * grid + columns  # (H, W), the number of each pixel's region
+    _check_predict(predict, images)
+    gone = _regions(images.shape[2:], grid) == np.arange(grid**2)[:, None, None, None]
+    drops = np.empty((len(images), grid**2))
+    for i, (ask, image) in enumerate(zip(predict, images, strict=True)):
+        answers = ask(np.concatenate([image[None], np.where(gone, np.float32(baseline), image)]))
+        drops[i] = answers[0] - answers[1:]
+    return drops
+
+
+def removal_correlation(drops: Array, maps: FloatArray) -> Scores:
+    """Return how well maps (n, H, W) foretell what the removal of regions costs, (n,) in [−1, 1].
+
+    drops: (n, grid²) by `removal_drops`. They are correlated (Pearson) with the map's means in the regions:
+    faithfulness in the sense of Alvarez-Melis and Jaakkola (NeurIPS 2018). NaN where either is the same in
+    all regions, or the map holds NaN or infinity. Errors: ScoreError for shapes that do not fit.
+    """
+    check_maps(maps)
+    grid = math.isqrt(drops.shape[-1])
+    if drops.shape != (len(maps), grid**2):
+        raise ScoreError(f"drops {drops.shape} must be those of a square of regions for {len(maps)} maps")
+    regions = _regions(maps.shape[1:], grid)
     sizes = np.bincount(regions.ravel())
     correlation = np.full(len(maps), math.nan)
-    for i, (ask, image, values) in enumerate(zip(predict, images, maps, strict=True)):
+    for i, (drop, values) in enumerate(zip(drops, maps, strict=True)):
         if not np.isfinite(values).all():
             continue
-        gone = regions == np.arange(grid**2)[:, None, None, None]
-        answers = ask(np.concatenate([image[None], np.where(gone, np.float32(baseline), image)]))
         weight = np.bincount(regions.ravel(), weights=values.ravel()) / sizes
-        drop = answers[0] - answers[1:]
         if np.ptp(weight) > 0 and np.ptp(drop) > 0:
             correlation[i] = np.corrcoef(weight, drop)[0, 1]
     return correlation
+
+
+def _regions(size: tuple[int, ...], grid: int) -> IntArray:
+    """Return the number of each pixel's region, (H, W)."""
+    if not 2 <= grid <= min(size):
+        raise ScoreError(f"grid: {grid} is not between 2 and the {min(size)} pixels of a side")
+    rows, columns = (np.arange(side) * grid // side for side in size)
+    return np.asarray(rows[:, None] * grid + columns, np.int64)
 
 
 def _check(predict: Sequence[Predict], images: FloatArray, maps: FloatArray) -> None:
@@ -119,6 +137,10 @@ def _check(predict: Sequence[Predict], images: FloatArray, maps: FloatArray) -> 
             f"images {images.shape} and maps {maps.shape} must be of the same images and size: "
             "(n, C, H, W) and (n, H, W), maps brought to the size of the image first"
         )
+    _check_predict(predict, images)
+
+
+def _check_predict(predict: Sequence[Predict], images: FloatArray) -> None:
     if len(predict) != len(images):
         raise ScoreError(f"{len(images)} images need as many predictions, found {len(predict)}")
 

@@ -204,7 +204,10 @@ def test_removal_and_stability_are_there_where_the_protocol_asks_for_them(copied
         changes.append(step / np.linalg.norm(maps[i]))
     assert scored.images.scores["local_lipschitz"][0][i] == pytest.approx(max(slopes), rel=1e-3)
     assert scored.images.scores["max_sensitivity"][0][i] == pytest.approx(max(changes), rel=1e-3)
-    assert "local_lipschitz" not in found["no network", "Random", "top-k", False].row.measures
+    for stranger in (("no network", "Random", "top-k", False), ("plain", "Grad-CAM", "top-k", True)):
+        assert not {"local_lipschitz", "removal_correlation"} & set(found[stranger].row.measures)
+    kept = job.store.read(*job.removal_key(own.sources[0].subject, block, 4))
+    assert kept.arrays["drops"][i] == pytest.approx(np.array(drops), abs=1e-6)
 
 
 def test_images_without_boxes_have_those_of_their_masks(finished):

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from lapbench.errors import ScoreError
-from lapbench.score.faithfulness import Faithfulness, insert_and_delete, removal_correlation
+from lapbench.score.faithfulness import (
+    Faithfulness,
+    insert_and_delete,
+    removal_correlation,
+    removal_drops,
+)
 
 
 def mean_of(mask):
@@ -116,7 +121,7 @@ def test_removal_equals_a_loop_over_regions():
     weights = random.standard_normal((3, 2, 7, 9))
     networks = [lambda batch, w=w: np.tanh((batch * w).sum(axis=(1, 2, 3)) / 9) for w in weights]
 
-    found = removal_correlation(networks, images, maps, grid=3, baseline=0.25)
+    found = removal_correlation(removal_drops(networks, images, grid=3, baseline=0.25), maps)
 
     for i in range(3):
         means, drops = [], []
@@ -137,22 +142,29 @@ def test_the_contributions_of_a_linear_network_foretell_its_drops_and_their_oppo
         return (batch[:, 0] * weights).sum(axis=(1, 2))
 
     own = (image[:, 0] * weights).astype(np.float32)
-    assert removal_correlation([network], image, own, grid=4) == pytest.approx([1])
-    assert removal_correlation([network], image, -own, grid=4) == pytest.approx([-1])
+    drops = removal_drops([network], image, grid=4)
+    assert removal_correlation(drops, own) == pytest.approx([1])
+    assert removal_correlation(drops, -own) == pytest.approx([-1])
 
 
 def test_removal_says_nothing_where_nothing_differs():
     image = np.ones((1, 1, 4, 4), np.float32)
     ramp = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
     broken = np.where(ramp == 3, np.nan, ramp)
-    assert np.isnan(removal_correlation([mean_of(np.ones((4, 4), bool))], image, ramp, grid=2))  # equal drops
-    assert np.isnan(removal_correlation([lambda batch: batch[:, 0, 0, 0]], image, 0 * ramp, grid=2))
-    assert np.isnan(removal_correlation([lambda batch: batch[:, 0, 0, 0]], image, broken, grid=2))
+    equal = removal_drops([mean_of(np.ones((4, 4), bool))], image, grid=2)
+    drops = removal_drops([lambda batch: batch[:, 0, 0, 0]], image, grid=2)
+    assert np.isfinite(removal_correlation(drops, ramp))
+    for some, maps in ((equal, ramp), (drops, 0 * ramp), (drops, broken)):
+        assert np.isnan(removal_correlation(some, maps))
 
 
 @pytest.mark.parametrize("grid", [1, 5])
 def test_regions_have_at_least_a_pixel_and_there_are_several(grid):
     with pytest.raises(ScoreError, match=f"grid: {grid} is not between 2 and the 4 pixels of a side"):
-        removal_correlation(
-            [lambda batch: batch[:, 0, 0, 0]], np.ones((1, 1, 4, 6)), np.ones((1, 4, 6)), grid=grid
-        )
+        removal_drops([lambda batch: batch[:, 0, 0, 0]], np.ones((1, 1, 4, 6)), grid=grid)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 3), (2, 2, 2)])
+def test_drops_that_are_not_those_of_the_maps_are_refused(shape):
+    with pytest.raises(ScoreError, match="must be those of a square of regions for 2 maps"):
+        removal_correlation(np.ones(shape), np.ones((2, 4, 4)))
