@@ -137,6 +137,7 @@ def test_what_is_never_inherited_is_missing(base, tmp_path):
         (OWN.replace("tiny.toml", "own.toml"), r"own.toml:2: extends: own.toml extends own.toml"),
         (OWN + "every_model = 3\n", r"own.toml:5: every_model: a table was wanted \(found 3\)"),
         (OWN + 'models = [3]\n', r"own.toml: 1 fault  own.toml:5: models.1: .*valid dictionary.*"),
+        (OWN + "[[models]]\nname = [3]\n", r".*models.3.name: .*valid string"),
         (OWN + 2 * '[[models]]\nname = "plain"\n', r".*models.3.architecture: .*missing"),
     ],
 )  # fmt: skip

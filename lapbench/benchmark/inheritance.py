@@ -42,11 +42,14 @@ def _extended(source: Source, find: Callable[[str], Source], seen: tuple[str, ..
 def _laid_over(base: Source, own: Source) -> Source:
     """Join two definitions; a place is where what is valid was said last."""
     data, models = _joined(base.data, own.data), list(_tables(base.data.get("models")))
-    waiting = {model.get("name"): number for number, model in enumerate(models)}
+    waiting = {str(model.get("name")): number for number, model in enumerate(models)}
     numbers = []  # of each own model, in the list of all
     for model in _tables(own.data.get("models")):
-        number = waiting.pop(model.get("name"), len(models))
-        models[number : number + 1] = [_joined(models[number], model) if number < len(models) else model]
+        number = waiting.pop(str(model.get("name")), len(models))
+        if number < len(models):
+            models[number] = _joined(models[number], model)
+        else:
+            models.append(model)
         numbers.append(number)
 
     def moved(path: Path_) -> Path_:
