@@ -164,8 +164,10 @@ def _grid(figure: Figure, samples: Sequence[Sample], headings: Sequence[str], ti
     height, width = samples[0].mask.shape
     cell = round(MAPS_DPI * height / width) / MAPS_DPI  # whole pixels, as all other lengths
     gap, line, left, right, bottom = 0.05, 0.175, 0.2, 0.05, 0.425
-    top = 0.2 + 0.125 * max((heading.count("\n") for heading in headings), default=0) + 0.3 * bool(title)
     wide = left + columns * (1 + gap) - gap + right
+    title = fill(title, int(12 * wide))  # letters that fit into an inch
+    top = 0.2 + 0.125 * max((heading.count("\n") for heading in headings), default=0)
+    top += 0.15 * (title.count("\n") + 2) if title else 0
     tall = top + rows * (cell + line) + bottom
     figure.set_size_inches(wide, tall)
     if title:

@@ -38,6 +38,11 @@ def test_every_image_has_its_split_its_class_and_its_inclusive_box(birds):
     ]
 
 
+def test_boxes_may_be_declared_to_count_from_one(birds):
+    (birds / TABLES[4]).write_text(TEXTS[4].replace("0.0 0.0", "1.0 1.0"))
+    assert read_cub(birds, base=1)[1].boxes == (Box(0, 0, 40, 30),)
+
+
 def test_the_manifest_divides_the_training_images(birds, write_image):
     lines = [f"{NAMES[0]}/another_{{0}}.jpg", "1", None, "1", "2 2 5 5"]
     for number in range(4, 34):

@@ -143,6 +143,17 @@ def test_any_shape_channel_and_content_is_drawn(tmp_path: Path, shape: tuple[int
     assert pixels(tmp_path / "a.png").shape[1] == pytest.approx(120 * (0.25 + 4 * 1.05 - 0.05), abs=1)
 
 
+def test_a_title_longer_than_the_figure_goes_on_in_another_line(tmp_path: Path) -> None:
+    column = MapColumn("LAP", np.stack([blob(8, 8)]), absolute=True)
+    for name, title in (("short", "Digits"), ("long", "Handwritten digits on canvases: " * 2)):
+        draw_maps(tmp_path / f"{name}.png", [make_sample(0)], [column] * 2, title=title)
+    short, long = (pixels(tmp_path / f"{name}.png") for name in ("short", "long"))
+
+    assert long.shape[1] == short.shape[1] and len(long) > len(short)
+    above = long[: len(long) - len(short) + 20]  # nothing but the title is so high
+    assert (above < 128).any() and (above[:, -4:] == 255).all()
+
+
 def test_six_images_by_fourteen_columns_stay_below_a_megabyte(tmp_path: Path) -> None:
     samples = []
     for number in range(6):

@@ -11,7 +11,7 @@ of the 11,788 boxes none reaches farther than to the image's width − 1, and 15
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lapbench.data.boxes import to_half_open
+from lapbench.data.boxes import Base, to_half_open
 from lapbench.data.paths import describe_folder, inside
 from lapbench.data.record import Record
 from lapbench.data.text import numbers, read_lines
@@ -27,18 +27,19 @@ Rows = Mapping[str, tuple[str, str]]
 
 
 @reader("cub")
-def read_cub(root: Path) -> list[Record]:
+def read_cub(root: Path, *, base: Base = 0) -> list[Record]:
     """Return one record for every image, of the publishers' splits train and test.
 
-    A class is named as in classes.txt, ``001.Black_footed_Albatross``. Errors: DataError for a folder in
-    another layout, for an image or a class that a table does not tell of, and for broken rows.
+    base: the number of the first pixel in boxes. A class is named as in classes.txt,
+    ``001.Black_footed_Albatross``. Errors: DataError for a folder in another layout, for an image or a class
+    that a table does not tell of, and for broken rows.
     """
     if not all((root / name).is_file() for name in TABLES):
         raise DataError(
             f"{root}: no CUB-200-2011 here; looked for {', '.join(TABLES)}, found {describe_folder(root)}"
         )
     tables = {name: dict(_rows(root / name)) for name in TABLES}
-    return [_record(root, number, tables) for number in tables[_IMAGES]]
+    return [_record(root, number, tables, base) for number in tables[_IMAGES]]
 
 
 def _rows(file: Path) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -53,7 +54,7 @@ def _rows(file: Path) -> Iterator[tuple[str, tuple[str, str]]]:
         yield number, (where, rest[0])
 
 
-def _record(root: Path, number: str, tables: Mapping[str, Rows]) -> Record:
+def _record(root: Path, number: str, tables: Mapping[str, Rows], base: Base) -> Record:
     where, image = tables[_IMAGES][number]
     place, label = _told(root, tables, _LABELS, number)
     split_place, split = _told(root, tables, _SPLITS, number)
@@ -66,7 +67,7 @@ def _record(root: Path, number: str, tables: Mapping[str, Rows]) -> Record:
         _SPLIT_NAMES[split],
         _told(root, tables, _CLASSES, label, asked_by=place)[1],
         inside(root, f"images/{image}", where=where),
-        (to_half_open((x, y, x + width, y + height), "xyxy-inclusive", 0, where=box_place),),
+        (to_half_open((x, y, x + width, y + height), "xyxy-inclusive", base, where=box_place),),
         where=where,
     )
 
