@@ -387,8 +387,16 @@ def _draw_yardsticks(axis: Axes, board: Board) -> None:
     for steps, (name, mean) in enumerate(sorted(at.items(), key=lambda item: -item[1])):
         top = 1 + (2 + 8 * steps) / points  # labels of lines that are close stand above each other
         line = axis.axvline(mean, 0, top, color="#555555", lw=0.7, ls=(0, (3, 2)), zorder=1, clip_on=False)
+        side = "right" if mean > 0.8 * axis.get_xlim()[1] else "left"  # of the label, that ends at the line
         axis.text(
-            mean, top, f" {name}", fontsize=6, va="center", color="#444444", transform=line.get_transform()
+            mean,
+            top,
+            f" {name} ",
+            fontsize=6,
+            ha=side,
+            va="center",
+            color="#444444",
+            transform=line.get_transform(),
         )
 
 
