@@ -117,8 +117,11 @@ def draw_ranking(path: Path, leaderboard: Leaderboard) -> None:
     models = list(dict.fromkeys(row.model for board in panels for row in _contestants(board)))
     ends = [max(_mean(row), row.ci_high or 0) for board in panels for row in _contestants(board)]
     furthest = 1.04 * max(ends) or 1.0
+    key = _ranking_key(models, panels)
+    columns = min(6, len(key))
     with _figure(path, RANKING_DPI) as figure:
-        left, panel, gap, bottom = 0.15 + 0.058 * max(map(len, names)), 2.9, 0.2, 0.75
+        left, panel, gap = 0.15 + 0.058 * max(map(len, names)), 2.9, 0.2
+        bottom = 0.45 + 0.15 * -(-len(key) // columns)  # ticks, their name, and the lines of the key
         lanes = len(names) * (0.12 + 0.09 * len(models))
         top = 0.4 + 0.12 * len({row.explainer for board in panels for row in board.complete if row.control})
         wide, tall = left + len(panels) * (panel + gap), top + lanes + bottom
@@ -135,10 +138,7 @@ def draw_ranking(path: Path, leaderboard: Leaderboard) -> None:
             axis.set_ylim(len(names) - 0.5, -0.5)
         title = leaderboard.title or leaderboard.benchmark
         figure.text(0.1 / wide, 1 - 0.1 / tall, title, fontsize=9, fontweight="bold", va="top")
-        key = _ranking_key(models, panels)
-        figure.legend(
-            handles=key, loc="lower center", ncols=min(6, len(key)), frameon=False, borderaxespad=0.4
-        )
+        figure.legend(handles=key, loc="lower center", ncols=columns, frameon=False, borderaxespad=0.4)
 
 
 @contextmanager
