@@ -269,17 +269,13 @@ def _basins(values: IntArray, *, eight: bool) -> _Basins:
     height, width = values.shape
     pixels = np.arange(height * width)
     shift = len(pixels).bit_length()
-    keys = (values << shift) | pixels.reshape(height, width)
-    beside = keys.copy()
-    np.maximum(beside[:, 1:], keys[:, :-1], out=beside[:, 1:])
-    np.maximum(beside[:, :-1], keys[:, 1:], out=beside[:, :-1])
-    from_rows = beside if eight else keys
-    highest = beside.copy()
-    np.maximum(highest[1:], from_rows[:-1], out=highest[1:])
-    np.maximum(highest[:-1], from_rows[1:], out=highest[:-1])
-    climbed = (highest & (2**shift - 1)).ravel()
-    while not np.array_equal(further := climbed[climbed], climbed):
-        climbed = further[further]
+    row = width + 1  # the last of each is no pixel: below all, so that what lies beside is one step away
+    keys = np.full((height, row), -1)
+    keys[:, :width] = (values << shift) | pixels.reshape(height, width)
+    keys = keys.ravel()
+    beside = _highest_within(1, keys, keys)
+    highest = _highest_within(row, beside, beside if eight else keys)
+    climbed = _followed((highest.reshape(height, row)[:, :width] & (2**shift - 1)).ravel())
     summits = np.flatnonzero(climbed == pixels)
     number = np.empty(len(pixels), np.int32)
     number[summits] = np.arange(len(summits))
@@ -289,6 +285,24 @@ def _basins(values: IntArray, *, eight: bool) -> _Basins:
     area = _areas(of.reshape(height, width), levels, len(summits), eight)
     parent, death = _merge(*_saddles(of.reshape(height, width), levels, len(summits), eight), extent, area)
     return _Basins(of, levels.ravel()[summits].astype(np.int64), parent, death, extent, area)
+
+
+def _highest_within(distance: int, found: IntArray, others: IntArray) -> IntArray:
+    """Return the highest of each of `found` (m,) and of the `others` a distance before and behind it."""
+    highest = found.copy()
+    for here, there in ((slice(distance, None), slice(-distance)), (slice(-distance), slice(distance, None))):
+        np.maximum(highest[here], others[there], out=highest[here])
+    return highest
+
+
+def _followed(steps: IntArray) -> IntArray:
+    """Follow steps (m,), each the index of the next, to where they end; each time around is twice as far."""
+    further = np.empty_like(steps)
+    while True:
+        np.take(steps, steps, out=further, mode="clip")  # without "clip" it takes twice the time
+        if np.array_equal(further, steps):
+            return steps
+        steps, further = further, steps
 
 
 def _extents(of: Array, levels: npt.NDArray[np.uint8], n: int) -> Array:
@@ -311,19 +325,28 @@ def _areas(of: Array, levels: npt.NDArray[np.uint8], n: int, components: bool) -
     Each square of 2×2 pixels gives a half as soon as three of it are in, and another with the fourth, to a
     component; to a hole a half with the first and a half with the second.
     """
-    shift = n.bit_length()
-    keys = levels.astype(np.int32) << shift | of
-    a, b, c, d = keys[:-1, :-1], keys[:-1, 1:], keys[1:, :-1], keys[1:, 1:]
-    high, other_high, low, other_low = np.maximum(a, b), np.maximum(c, d), np.minimum(a, b), np.minimum(c, d)
-    first, middle = np.maximum(high, other_high), (np.minimum(high, other_high), np.maximum(low, other_low))
-    if components:  # where three are in, the highest is one of them
-        halves = [(first, np.minimum(*middle)), (first, np.minimum(low, other_low))]
-    else:  # two that touch by their corners may be in different holes
-        second = np.maximum(*middle)
-        halves = [(first, first), (second, second)]
-    cells = [(owner & (1 << shift) - 1) * (LEVELS + 1) + (time >> shift) for owner, time in halves]
+    if components:  # at that level all of the square that are in belong together: any of them may count it
+        (high, low), (other_high, other_low) = _ordered(levels[:-1]), _ordered(levels[1:])
+        third = np.minimum(np.minimum(high, other_high), np.maximum(low, other_low))
+        one, other = of[:-1, :-1], of[:-1, 1:]
+        owners = [np.where(levels[:-1, :-1] >= third, one, other), one]
+        times = [third, np.minimum(low, other_low)]
+    else:  # two that touch by their corners may be in different holes: each counts its own
+        shift = n.bit_length()
+        keys = levels.astype(np.int32) << shift | of
+        (high, low), (other_high, other_low) = _ordered(keys[:-1]), _ordered(keys[1:])
+        first = np.maximum(high, other_high)
+        second = np.maximum(np.minimum(high, other_high), np.maximum(low, other_low))
+        owners = [key & (1 << shift) - 1 for key in (first, second)]
+        times = [key >> shift for key in (first, second)]
+    cells = [owner * (LEVELS + 1) + time for owner, time in zip(owners, times, strict=True)]
     area = np.bincount(np.concatenate(cells).ravel(), minlength=n * (LEVELS + 1)).reshape(n, LEVELS + 1)
     return np.asarray(area[:, ::-1].cumsum(axis=1)[:, ::-1])
+
+
+def _ordered(rows: Array) -> tuple[Array, Array]:
+    """Return the higher and the lower of every two that are beside each other, (h, w) to twice (h, w − 1)."""
+    return np.maximum(rows[:, :-1], rows[:, 1:]), np.minimum(rows[:, :-1], rows[:, 1:])
 
 
 def _saddles(of: Array, levels: npt.NDArray[np.uint8], n: int, eight: bool) -> tuple[IntArray, IntArray]:
