@@ -13,7 +13,7 @@ from lapbench.data.landmarks import landmark_scores
 from lapbench.errors import DefinitionError, UnknownNameError
 from lapbench.models import load_record, predict
 from lapbench.pipeline.answering import read_answers
-from lapbench.pipeline.inquiry import _nearness
+from lapbench.pipeline.inquiry import _asks
 from lapbench.pipeline.job import Subject
 from lapbench.pipeline.networks import Lazy, load_network
 from lapbench.pipeline.samples import Samples
@@ -267,12 +267,32 @@ def test_what_the_removal_of_pixels_does_to_a_coordinate(ran):
     """However it moves, it is farther from what it was: 1 less the distance; 1 where nothing is changed."""
     if ran.task != "landmarks":
         pytest.skip("a word has a probability")
-    (block,) = ran.job.blocks("score")
-    images = Samples(ran.job).images(block)[:4]
-    model = ran.job.benchmark.models[0]
-    network = load_network(ran.job, Subject(model, 0, ran.job.weights(model, 0)))
-    near = _nearness(ran.job, Lazy(lambda: network), 3, images[:1])(images.numpy())
+    network, images = trained(ran)
+    near = _asks(ran.job, Lazy(lambda: network), images, np.full(4, 3))[0](images.numpy())
     answers = predict(network, images)[:, 3].double()
     wanted = [max(0.0, 1 - abs(answers[i].item() - answers[0].item())) for i in range(4)]
     assert near == pytest.approx(wanted)
     assert near[0] == 1
+
+
+def test_targets_of_one_image_ask_the_network_once(ran):
+    """Ten coordinates of a face, or the words of a scene, see the same regions removed."""
+    network, images = trained(ran)
+    targets = np.array([1, 2, 1, 2])
+    asks, *others = [_asks(ran.job, Lazy(lambda: network), images, targets) for _ in range(5)]
+    alone = [other[i](images.numpy()) for i, other in enumerate(others)]
+    asked = []
+    network.register_forward_hook(lambda *_: asked.append(True))
+    together = [ask(images.numpy().copy()) for ask in asks]
+    assert len(asked) == 1
+    np.testing.assert_array_equal(together, alone)
+    asks[0](images.numpy()[::-1].copy())
+    assert len(asked) == 2
+
+
+def trained(ran):
+    """Return the run's first network and four images to ask it about."""
+    (block,) = ran.job.blocks("score")
+    model = ran.job.benchmark.models[0]
+    network = load_network(ran.job, Subject(model, 0, ran.job.weights(model, 0)))
+    return network, Samples(ran.job).images(block)[:4]
