@@ -44,8 +44,8 @@ _PROBE_SIZES = (
     32,
     28,
 )  # of the image that shapes are asked with; some networks take one only
-_GLOBAL_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_NEVER_STEM = (BasicBlock, Bottleneck, InceptionB, InceptionD, *_GLOBAL_POOLS)
+_ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_NEVER_STEM = (BasicBlock, Bottleneck, InceptionB, InceptionD, *_ADAPTIVE)
 _ADDED = (Pooling, AnteHocPool)
 _NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
@@ -95,24 +95,34 @@ def put_bla(model: nn.Module, spec: Bla) -> nn.Module:
     Errors: DefinitionError for a network without a global pooling, or one that carries such a layer already.
     """
     attention = SubsetAttention(**spec.model_dump(exclude={"preset"}))
-    return _pooled_by(model, "bla", lambda channels, _pool: BLA(channels, attention))
+    return _pooled_by(model, "bla", lambda channels, _pool: BLA(channels, attention), _is_global)
 
 
 def put_antehoc(model: nn.Module, spec: AnteHoc) -> nn.Module:
     """Return a copy of the network with ante-hoc maps (reconstruction); the given network is untouched.
 
     Its answers are those of the given network: a weighting network stands beside the global pooling.
-    SqueezeNet pools the maps of its classes, which are then what is weighted.
-    Errors: DefinitionError for a network without a global pooling, or one that carries such a layer already.
+    SqueezeNet pools the maps of its classes, which are then what is weighted. The pooling may be to any size.
+    Errors: DefinitionError for a network without such a pooling, or one that carries such a layer already.
     """
-    return _pooled_by(model, "antehoc", lambda channels, pool: AnteHocPool(channels, pool, spec))
+    return _pooled_by(
+        model, "antehoc", lambda channels, pool: AnteHocPool(channels, pool, spec), _is_adaptive
+    )
 
 
-def _pooled_by(model: nn.Module, child: str, make: Callable[[int, nn.Module], nn.Module]) -> nn.Module:
-    """Return a copy of the network whose global pooling is what is made of its channels and of itself."""
+def _pooled_by(
+    model: nn.Module,
+    child: str,
+    make: Callable[[int, nn.Module], nn.Module],
+    takes: Callable[[nn.Module], bool],
+) -> nn.Module:
+    """Return a copy of the network whose last pooling is what is made of its channels and of itself.
+
+    takes: which poolings will do.
+    """
     _check_plain(model)
     changed, weight = copy.deepcopy(model), next(model.parameters())
-    name, channels = _global_pool(changed)
+    name, channels = _last_pool(changed, takes)
     pool = nn.AdaptiveAvgPool2d(1) if name == GLOBAL_POOL else changed.get_submodule(name)
     layer = make(channels, pool).to(weight.device, weight.dtype).train(model.training)
     _put(changed, name, layer, child)
@@ -148,14 +158,15 @@ def is_added(model: nn.Module, key: str) -> bool:
     return key.startswith(tuple(f"{name}." for name in added))
 
 
-def _global_pool(model: nn.Module) -> tuple[str, int]:
-    """The name of a network's global pooling, the last one to 1×1, and its channels."""
+def _last_pool(model: nn.Module, takes: Callable[[nn.Module], bool]) -> tuple[str, int]:
+    """The name of a network's last pooling of those that will do, and its channels."""
     if type(model) in blocks.GLOBAL_POOL:
         return GLOBAL_POOL, _head_channels(model)
-    pools = {name: module for name, module in _candidates(model) if isinstance(module, _GLOBAL_POOLS)}
+    pools = dict(_candidates(model, takes))
     if not pools:
+        wanted = "1×1, a module nn.AdaptiveAvgPool2d(1)" if takes is _is_global else "a fixed size"
         raise DefinitionError(
-            f"{type(model).__name__} has no global pooling to 1×1, a module nn.AdaptiveAvgPool2d(1): "
+            f"{type(model).__name__} has no global pooling to {wanted}: "
             "choose another architecture, or give it one"
         )
     name, shape, _ = _probe(model, pools)[1][-1]
@@ -187,7 +198,7 @@ def find_sites(model: nn.Module) -> list[Site]:
     and convolutions with a stride, and poolings to 1×1. Pooling that is not part of the main stream
     (squeeze-and-excitation), or that gives a fixed size other than 1×1 (VGG, AlexNet), is none.
     """
-    modules = dict(_candidates(model))
+    modules = dict(_candidates(model, _is_site))
     size, shapes = _probe(model, modules)
     sites = []
     for name, shape_in, shape_out in shapes:
@@ -239,12 +250,14 @@ def _index(name: str, classes: Sequence[str]) -> int:
     return list(classes).index(name)
 
 
-def _candidates(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+def _candidates(
+    model: nn.Module, takes: Callable[[nn.Module], bool], prefix: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
     for name, child in model.named_children():
-        if _is_site(child):
+        if takes(child):
             yield prefix + name, child
         elif not isinstance(child, SqueezeExcitation):
-            yield from _candidates(child, f"{prefix}{name}.")
+            yield from _candidates(child, takes, f"{prefix}{name}.")
 
 
 def _is_site(module: nn.Module) -> bool:
@@ -253,11 +266,17 @@ def _is_site(module: nn.Module) -> bool:
             return bool(module.stride != 1)
         case InceptionB() | InceptionD():
             return True
-        case nn.AdaptiveAvgPool2d() | nn.AdaptiveMaxPool2d():
-            return module.output_size in (1, (1, 1))
         case nn.Conv2d() | nn.MaxPool2d() | nn.AvgPool2d():
             return max(as_pair(cast(Pair, module.stride))) > 1
-    return False
+    return _is_global(module)
+
+
+def _is_global(module: nn.Module) -> bool:
+    return isinstance(module, _ADAPTIVE) and module.output_size in (1, (1, 1))
+
+
+def _is_adaptive(module: nn.Module) -> bool:
+    return isinstance(module, _ADAPTIVE)
 
 
 def _probe(
@@ -303,7 +322,7 @@ def _install(model: nn.Module, site: Site, spec: Plug) -> None:
     module = None if site.name == GLOBAL_POOL else model.get_submodule(site.name)
     if spec.layer == "strided" and not isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
         return
-    if module is None or isinstance(module, _GLOBAL_POOLS):
+    if module is None or isinstance(module, _ADAPTIVE):
         _put(model, site.name, _adaptive(site.channels_in, spec), "lap")
         return
     parent = model.get_submodule(path)

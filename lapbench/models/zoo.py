@@ -52,7 +52,11 @@ def build(
 
 
 class SizedResNet(ResNet):  # type: ignore[misc]  # torchvision ships no types
-    """torchvision's ResNet with a choice of stem, width (planes of the first stage) and blocks a stage."""
+    """torchvision's ResNet with a choice of stem, width (planes of the first stage) and blocks a stage.
+
+    pool_size: rows and columns that the last pooling leaves, all of which the last layer reads: with more
+    than 1 it knows where something is, as one that places landmarks must.
+    """
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class SizedResNet(ResNet):  # type: ignore[misc]  # torchvision ships no types
         stem_kernel: int,
         stem_stride: int,
         stem_pool: bool,
+        pool_size: int,
     ) -> None:
         nn.Module.__init__(self)  # ResNet's own would build the fixed sizes first
         self._norm_layer = nn.BatchNorm2d
@@ -78,8 +83,8 @@ class SizedResNet(ResNet):  # type: ignore[misc]  # torchvision ships no types
         self.layer2 = self._make_layer(block, 2 * width, blocks[1], stride=2)
         self.layer3 = self._make_layer(block, 4 * width, blocks[2], stride=2)
         self.layer4 = self._make_layer(block, 8 * width, blocks[3], stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        self.fc = nn.Linear(self.inplanes, num_classes)
+        self.avgpool = nn.AdaptiveAvgPool2d((pool_size, pool_size))
+        self.fc = nn.Linear(self.inplanes * pool_size**2, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -97,6 +102,7 @@ def _resnet(name: str) -> Callable[..., nn.Module]:
         stem: Literal["imagenet", "3x3"] = "imagenet",
         stem_stride: Literal[1, 2] = 2,
         stem_pool: bool = True,
+        pool_size: PositiveInt = 1,
     ) -> nn.Module:
         model = SizedResNet(
             block,
@@ -108,6 +114,7 @@ def _resnet(name: str) -> Callable[..., nn.Module]:
             stem_kernel=7 if stem == "imagenet" else 3,
             stem_stride=stem_stride,
             stem_pool=stem_pool,
+            pool_size=pool_size,
         )
         return _with_channels(model, in_channels)
 

@@ -178,11 +178,30 @@ def test_the_second_pass_ends_with_an_exception_too():
     assert layer(torch.rand(2, 4, 3, 3)).shape == (2, 4, 1, 1)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("vgg11_bn", {}), ("resnet18", {"width": 8, "pool_size": 2})]
+)
+def test_the_last_layer_may_read_several_cells(name, parameters):
+    """The pooling may be to more than 1×1: what is masked are the features before it."""
+    plain = build(name, num_classes=2, parameters=parameters).eval()
+    model, x = put_antehoc(plain, AnteHoc()), torch.randn(2, 3, 64, 64)
+    (layer,) = antehoc_layers(model).values()
+    features = []
+    layer.features.register_forward_hook(lambda _m, _args, out: features.append(out))
+    with second_pass(layer) as maps:
+        both = model(x)
+    masked = features[0] * maps[0]
+    assert maps[0].shape == (2, 1, *features[0].shape[2:])
+    torch.testing.assert_close(both[:2], plain(x))
+    layer.features.register_forward_hook(lambda *_: masked)
+    torch.testing.assert_close(both[2:], model(x))
+
+
 def test_networks_without_a_place_are_refused():
-    with torch.device("meta"):
-        vgg = build("vgg11", num_classes=2)
-    with pytest.raises(DefinitionError, match="VGG has no global pooling to 1×1"):
-        put_antehoc(vgg, AnteHoc())
+    bare = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
+    with pytest.raises(DefinitionError, match="Sequential has no global pooling to a fixed size"):
+        put_antehoc(bare, AnteHoc())
     with pytest.raises(
         DefinitionError, match="SizedResNet carries LAP, or what stands in its place, already"
     ):
