@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
-from pydantic import ValidationError, create_model
+from pydantic import SerializerFunctionWrapHandler, ValidationError, create_model, model_serializer
 
 from lapbench.errors import UnknownNameError, suggest
 from lapbench.toml import Table
@@ -17,6 +17,18 @@ Layer = Literal["lap", "lip", "bla", "antehoc"]
 """A layer that explains its network."""
 Need = Literal["model", Layer, "masks", "ids"]
 Reach = Literal["output", "layer", "image"]
+YOUNGER = "younger than some weights and maps"
+"""Marks a parameter (Annotated) that joined later: with its default, what was made before keeps its name."""
+
+
+class Parameters(Table):
+    """The keyword-only arguments of a registered function."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_younger(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        unused = {n for n, f in fields.items() if YOUNGER in f.metadata and getattr(self, n) == f.default}
+        return {name: value for name, value in write(self).items() if name not in unused}
 
 
 class Named(Protocol):
@@ -245,7 +257,7 @@ def _parameters(name: str, function: Callable[..., Any]) -> type[Table]:
         for p in inspect.signature(function, eval_str=True).parameters.values()
         if p.kind is p.KEYWORD_ONLY and p.name not in ("masks", "ids")
     }
-    return create_model(f"{name}_parameters", __base__=Table, **fields)
+    return create_model(f"{name}_parameters", __base__=Parameters, **fields)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import sys
 from importlib.metadata import PathDistribution
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from torch import Tensor, nn
@@ -11,7 +11,16 @@ from lapbench import doctor
 from lapbench import registry as registry_module
 from lapbench.errors import UnknownNameError
 from lapbench.pipeline import listing
-from lapbench.registry import Registry, architectures, check_parameters, explainer, explainers, readers
+from lapbench.registry import (
+    YOUNGER,
+    Registry,
+    architecture,
+    architectures,
+    check_parameters,
+    explainer,
+    explainers,
+    readers,
+)
 
 PLUGIN = """
 from lapbench.registry import explainer
@@ -199,6 +208,21 @@ def test_parameters_are_the_keyword_only_arguments(monkeypatch):
         "explainer 'thing' has no parameter 'widht'",
         "did you mean 'width'?",
     ]
+
+
+def test_a_younger_parameter_names_nothing_until_it_is_used(monkeypatch):
+    """What was trained before it joined keeps its name."""
+    architectures.names()
+    monkeypatch.setattr(architectures, "_entries", {})
+
+    @architecture("net")
+    def net(num_classes: int, in_channels: int, *, width: int = 8, cells: Annotated[int, YOUNGER] = 1):
+        return nn.Linear(1, 1)
+
+    table = architectures.get("net").parameters
+    assert table().model_dump() == table(cells=1).model_dump() == {"width": 8}
+    assert table(cells=2).model_dump() == {"width": 8, "cells": 2}
+    assert table().cells == 1
 
 
 def _is_ours(entry):

@@ -1,7 +1,7 @@
 """The networks by name: every convolutional classifier of torchvision; ResNets of any size and stem."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import PositiveInt, ValidationError
 from torch import nn
@@ -9,7 +9,7 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from lapbench.errors import DefinitionError
-from lapbench.registry import architecture, architectures
+from lapbench.registry import YOUNGER, architecture, architectures
 
 _NOT_CONVOLUTIONAL = ("vit_", "swin_", "maxvit_")  # attention between patches: no pooled maps for LAP
 _RESNETS: dict[
@@ -102,7 +102,7 @@ def _resnet(name: str) -> Callable[..., nn.Module]:
         stem: Literal["imagenet", "3x3"] = "imagenet",
         stem_stride: Literal[1, 2] = 2,
         stem_pool: bool = True,
-        pool_size: PositiveInt = 1,
+        pool_size: Annotated[PositiveInt, YOUNGER] = 1,
     ) -> nn.Module:
         model = SizedResNet(
             block,

@@ -40,6 +40,13 @@ def test_training_alone_gives_the_weights_files(trained, finished):
     assert tiny.files(trained / "cache" / "weights") == tiny.files(finished.cache / "weights")
 
 
+def test_weights_keep_their_names_from_release_to_release(tmp_path):
+    """Else everybody trains everything again. Only TRAINING_VERSION, or the data, may change them."""
+    job = pipeline.Job(load_benchmark("quickstart"), pipeline.Workspace(tmp_path, tmp_path))
+    (model,) = job.benchmark.models
+    assert job.weights(model, 0).name == "bb-lap-resnet-18559aa5b93f463c.safetensors"
+
+
 def test_scoring_and_reporting_without_maps_give_rows_that_say_to_explain(trained):
     path = tiny.write_definition(trained, text=PLAIN)
     reasons = pipeline.score(tiny.job(path, trained))
