@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,12 @@ MAP_COLOURS = "magma"  # perceptually uniform, in order of lightness also withou
 SIGNED_COLOURS = "berlin"  # diverging from black, so that zero looks the same in both
 MAPS_DPI, RANKING_DPI = 120, 160
 SHADES = 64  # of a map; finer ones are not seen and cost bytes
+LETTER, LINE, SCALE = 0.055, 0.17, 1.75  # inches: of a letter, between lines, of a scale of colours
+Scale: TypeAlias = tuple[str, str, str, str]
+"""Colours, what they mean, their ends."""
+RELATIVE: Scale = (MAP_COLOURS, "map, 0 to its maximum", "0", "max")
+ABSOLUTE: Scale = (MAP_COLOURS, "probability", "0", "1")
+SIGNED: Scale = (SIGNED_COLOURS, "signed map", "−max", "max")
 UNDATED: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
     "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
@@ -93,15 +99,15 @@ def draw_maps(
         if len(column.maps) != len(samples):
             raise ValueError(f"{column.title!r} has {len(column.maps)} maps for {len(samples)} images")
     with _figure(path, MAPS_DPI) as figure:
-        headings = [fill(column.title, 16) for column in columns]
-        axes = _grid(figure, samples, headings, title)
+        headings, key = [fill(column.title, 16) for column in columns], _Key.of(columns)
+        axes = _grid(figure, samples, headings, title, key)
         for sample, line, said in zip(samples, axes, predictions or [""] * len(samples), strict=True):
             _draw_image(line[0], sample, said)
         for place, column in enumerate(columns, start=1):
             axes[0][place].set_title(headings[place - 1], fontsize=7, pad=3)
             for index, sample in enumerate(samples):
                 _draw_map(axes[index][place], sample, column, index)
-        _draw_key(figure, columns)
+        _draw_key(figure, key)
 
 
 def draw_ranking(path: Path, leaderboard: Leaderboard) -> None:
@@ -158,13 +164,16 @@ def _figure(path: Path, dpi: int) -> Iterator[Figure]:
     write_file(path, content.getvalue())
 
 
-def _grid(figure: Figure, samples: Sequence[Sample], headings: Sequence[str], title: str) -> list[list[Axes]]:
+def _grid(
+    figure: Figure, samples: Sequence[Sample], headings: Sequence[str], title: str, key: "_Key"
+) -> list[list[Axes]]:
     """Lay out one cell per image and column, 1 inch wide and without ticks, with room for words around."""
     rows, columns = len(samples), 1 + len(headings)
     height, width = samples[0].mask.shape
     cell = round(MAPS_DPI * height / width) / MAPS_DPI  # whole pixels, as all other lengths
-    gap, line, left, right, bottom = 0.05, 0.175, 0.2, 0.05, 0.425
+    gap, line, left, right = 0.05, 0.175, 0.2, 0.05
     wide = left + columns * (1 + gap) - gap + right
+    bottom = 0.425 + LINE * key.lines_above(wide)
     title = fill(title, int(12 * wide))  # letters that fit into an inch
     top = 0.2 + 0.125 * max((heading.count("\n") for heading in headings), default=0)
     top += 0.15 * (title.count("\n") + 2) if title else 0
@@ -272,35 +281,68 @@ def _outline(axis: Axes, mask: MaskArray, colour: str, width: float) -> None:
         axis.add_artist(line)  # add_patch would measure every segment, for limits that are set
 
 
-def _draw_key(figure: Figure, columns: Sequence[MapColumn]) -> None:
-    """Explain lines, numbers and colours in one line below the grid."""
+@dataclass(frozen=True)
+class _Key:
+    """What explains a grid below it: words with their lines, and the scales of colours, at their right.
+
+    Lengths are in inches.
+    """
+
+    words: list[Line2D]
+    scales: list[Scale]
+
+    @classmethod
+    def of(cls, columns: Sequence[MapColumn]) -> "_Key":
+        """Say what the columns need."""
+        words = [Line2D([], [], color=TRUTH_COLOUR, label="truth", lw=2)]
+        if any(column.masks is not None for column in columns):
+            rim, label = withStroke(linewidth=2.4, foreground="black"), "predicted mask (in colour)"
+            words.append(Line2D([], [], color=PREDICTION_COLOUR, label=label, lw=1.3, path_effects=[rim]))
+        if any(column.captions is not None for column in columns):
+            words.append(Line2D([], [], lw=0, label=f"below: class, probability; {TRUE} true"))
+        elif any(column.iou is not None for column in columns):
+            words.append(Line2D([], [], lw=0, label="below: what the network says; IoU of the two"))
+        used = {_scale_of(column) for column in columns}
+        return cls(words, [scale for scale in (RELATIVE, ABSOLUTE, SIGNED) if scale in used])
+
+    @property
+    def length(self) -> float:
+        """Of all words in one line."""
+        return sum(0.42 + LETTER * len(str(line.get_label())) for line in self.words)
+
+    def lines_above(self, wide: float) -> int:
+        """How many lines of words stand above the scales, where a picture is too narrow for both in one."""
+        if self.length + SCALE * len(self.scales) <= wide:
+            return 0
+        return 1 if self.length <= wide else sum(1 + label.count("\n") for label in self.wrapped(wide))
+
+    def wrapped(self, wide: float) -> list[str]:
+        """The words, each in as many lines as it needs."""
+        return [fill(str(line.get_label()), int((wide - 0.55) / LETTER)) for line in self.words]
+
+
+def _scale_of(column: MapColumn) -> Scale:
+    if column.absolute:
+        return ABSOLUTE
+    return SIGNED if column.signed else RELATIVE
+
+
+def _draw_key(figure: Figure, key: _Key) -> None:
+    """Explain lines, numbers and colours below the grid, in one line if there is room."""
     wide, tall = figure.get_size_inches()
-    lines = [Line2D([], [], color=TRUTH_COLOUR, label="truth", lw=2)]
-    if any(column.masks is not None for column in columns):
-        rim = withStroke(linewidth=2.4, foreground="black")
-        label = "predicted mask (in colour)"
-        lines.append(Line2D([], [], color=PREDICTION_COLOUR, label=label, lw=1.3, path_effects=[rim]))
-    if any(column.captions is not None for column in columns):
-        lines.append(Line2D([], [], lw=0, label=f"below: class, probability; {TRUE} true"))
-    elif any(column.iou is not None for column in columns):
-        lines.append(Line2D([], [], lw=0, label="below: what the network says; IoU of the two"))
+    above = key.lines_above(wide)
     figure.legend(
-        handles=lines,
+        handles=key.words,
+        labels=key.wrapped(wide),
         loc="lower left",
-        bbox_to_anchor=(0.15 / wide, 0),
-        ncols=3,
+        bbox_to_anchor=(0.15 / wide, 0.38 / tall if above else 0),
+        ncols=1 if above > 1 else len(key.words),
         frameon=False,
-        borderaxespad=0.6,
+        borderaxespad=0 if above else 0.6,
     )
-    bars = [(MAP_COLOURS, "map, 0 to its maximum", "0", "max")] * any(
-        not (c.absolute or c.signed) for c in columns
-    )
-    bars += [(MAP_COLOURS, "probability", "0", "1")] * any(c.absolute for c in columns)
-    bars += [(SIGNED_COLOURS, "signed map", "−max", "max")] * any(
-        c.signed and not c.absolute for c in columns
-    )
-    for place, (colours, name, low, high) in enumerate(bars):
-        axis = figure.add_axes((1 - (1.75 * place + 1.45) / wide, 0.24 / tall, 0.9 / wide, 0.09 / tall))
+    step = min(SCALE, (wide - SCALE) / max(1, len(key.scales) - 1))
+    for place, (colours, name, low, high) in enumerate(key.scales):
+        axis = figure.add_axes((1 - (step * place + 1.45) / wide, 0.24 / tall, 0.9 / wide, 0.09 / tall))
         axis.imshow(np.linspace(0, 1, 256)[None], cmap=colours, aspect="auto")
         axis.set(xticks=[], yticks=[])
         axis.set_xlabel(name, fontsize=6, labelpad=1.5)

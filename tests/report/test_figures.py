@@ -2,10 +2,13 @@ import io
 import math
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
@@ -80,6 +83,30 @@ def test_captions_stand_below_their_maps_and_a_true_one_is_bold(tmp_path: Path) 
     assert (true[line] < 128).sum() > 1.3 * (false[line] < 128).sum(), "more ink"
     differing = np.nonzero((false != other).any(axis=2))
     assert differing[0].min() >= top and differing[1].min() >= left
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 5, 9])
+def test_no_word_of_the_key_lies_on_another_or_on_a_map(columns: int, monkeypatch) -> None:
+    """However narrow the picture, also where it needs all three scales of colours."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    kinds = [{}, {"signed": True}, {"absolute": True}]
+    given = [
+        MapColumn(str(i), np.stack([blob(8, 8)]), np.ones((1, 64, 64), bool), [0.5], **kinds[i % 3])
+        for i in range(columns)
+    ]
+    draw_maps(Path("a.svg"), [make_sample(0)], given)
+    (figure,) = figures
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    grid = figure.axes[: columns + 1]
+    words = [*figure.legends[0].get_texts(), *(axis.xaxis.label for axis in figure.axes)]
+    words += [text for axis in figure.axes[columns + 1 :] for text in axis.texts]
+    boxes = [word.get_window_extent(renderer) for word in words if word.get_text()]
+    boxes += [axis.get_window_extent(renderer) for axis in (*grid, *figure.axes[columns + 1 :])]
+    for one, other in combinations(boxes, 2):
+        assert not one.padded(-0.5).overlaps(other.padded(-0.5)), (one, other)
+    assert all(figure.bbox.padded(1).containsx(x) for box in boxes for x in (box.x0, box.x1))
 
 
 @pytest.mark.parametrize(
