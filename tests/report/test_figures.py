@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from lapbench.report import Leaderboard, MapColumn, draw_maps, draw_ranking
-from lapbench.report.figures import TRUTH_COLOUR, _grey, _is_coherent, _scale_by_max, _shortened
+from lapbench.report.figures.maps import TRUTH_COLOUR, _grey, _is_coherent, _scale_by_max, _shortened
 from lapbench.types import Box, Sample
 from tests.report.examples import make_leaderboard, make_row
 

@@ -1,33 +1,28 @@
-"""Pictures of maps and of rankings, as PNG, PDF or SVG files whose bytes depend on the content alone."""
+"""Maps of all explainers side by side, image by image."""
 
-import io
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps, style
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 from matplotlib.patheffects import withStroke
-from PIL import Image
 
-from lapbench.report.leaderboard import Board, boards
-from lapbench.report.results import Leaderboard, Row, write_file
+from lapbench.report.figures.canvas import figure_at
 from lapbench.types import FloatArray, MaskArray, Sample
 
 MAP_COLOURS = "magma"  # perceptually uniform, in order of lightness also without colour vision
 SIGNED_COLOURS = "berlin"  # diverging from black, so that zero looks the same in both
-MAPS_DPI, RANKING_DPI = 120, 160
+MAPS_DPI = 120
 SHADES = 64  # of a map; finer ones are not seen and cost bytes
 LETTER, LINE, SCALE = 0.055, 0.17, 1.75  # inches: of a letter, between lines, of a scale of colours
 Scale: TypeAlias = tuple[str, str, str, str]
@@ -35,24 +30,9 @@ Scale: TypeAlias = tuple[str, str, str, str]
 RELATIVE: Scale = (MAP_COLOURS, "map, 0 to its maximum", "0", "max")
 ABSOLUTE: Scale = (MAP_COLOURS, "probability", "0", "1")
 SIGNED: Scale = (SIGNED_COLOURS, "signed map", "−max", "max")
-UNDATED: dict[str, dict[str, Any]] = {
-    "png": {"Software": None},
-    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
-    "svg": {"Date": None},
-}
-"""The formats, and what keeps dates and versions out of the files."""
-LARGEST = 1_000_000  # bytes; beyond, a picture makes do with 256 colours
 TRUE = "✓"  # stands before what is the truth
 TRUTH_COLOUR = "#2ee6ff"
 PREDICTION_COLOUR = "#ffffff"
-MODEL_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 7,
-    "axes.linewidth": 0.6,
-    "text.parse_math": False,
-    "svg.hashsalt": "lapbench",  # names of clip paths, drawn at random otherwise
-}
 
 Numbers = npt.NDArray[np.float64]
 
@@ -98,7 +78,7 @@ def draw_maps(
     for column in columns:
         if len(column.maps) != len(samples):
             raise ValueError(f"{column.title!r} has {len(column.maps)} maps for {len(samples)} images")
-    with _figure(path, MAPS_DPI) as figure:
+    with figure_at(path, MAPS_DPI) as figure:
         headings, key = [fill(column.title, 16) for column in columns], _Key.of(columns)
         axes = _grid(figure, samples, headings, title, key)
         for sample, line, said in zip(samples, axes, predictions or [""] * len(samples), strict=True):
@@ -108,60 +88,6 @@ def draw_maps(
             for index, sample in enumerate(samples):
                 _draw_map(axes[index][place], sample, column, index)
         _draw_key(figure, key)
-
-
-def draw_ranking(path: Path, leaderboard: Leaderboard) -> None:
-    """Draw both rankings as dots with their intervals, one lane an explainer, one colour a model.
-
-    Controls are vertical lines (the oracle, always 1, is left out); hollow dots are the same explainers on
-    networks with random weights. Errors: ValueError for a leaderboard without a ranked row.
-    """
-    panels = [board for board in boards(leaderboard) if _contestants(board)]
-    if not panels:
-        raise ValueError("there is no ranked row to draw")
-    names = _explainers_by_mean(panels)
-    models = list(dict.fromkeys(row.model for board in panels for row in _contestants(board)))
-    ends = [max(_mean(row), row.ci_high or 0) for board in panels for row in _contestants(board)]
-    furthest = 1.04 * max(ends) or 1.0
-    key = _ranking_key(models, panels)
-    columns = min(6, len(key))
-    with _figure(path, RANKING_DPI) as figure:
-        left, panel, gap = 0.15 + 0.058 * max(map(len, names)), 2.9, 0.2
-        bottom = 0.45 + 0.15 * -(-len(key) // columns)  # ticks, their name, and the lines of the key
-        lanes = len(names) * (0.12 + 0.09 * len(models))
-        top = 0.4 + 0.12 * len({row.explainer for board in panels for row in board.complete if row.control})
-        wide, tall = left + len(panels) * (panel + gap), top + lanes + bottom
-        figure.set_size_inches(wide, tall)
-        axes = [
-            figure.add_axes(((left + k * (panel + gap)) / wide, bottom / tall, panel / wide, lanes / tall))
-            for k in range(len(panels))
-        ]
-        for axis, board in zip(axes, panels, strict=True):
-            axis.set_xlim(0, furthest)
-            axis.locator_params(axis="x", nbins=6)
-            _draw_board(axis, board, names, models)
-            axis.set_yticks(range(len(names)), names if axis is axes[0] else [])
-            axis.set_ylim(len(names) - 0.5, -0.5)
-        title = leaderboard.title or leaderboard.benchmark
-        figure.text(0.1 / wide, 1 - 0.1 / tall, title, fontsize=9, fontweight="bold", va="top")
-        figure.legend(handles=key, loc="lower center", ncols=columns, frameon=False, borderaxespad=0.4)
-
-
-@contextmanager
-def _figure(path: Path, dpi: int) -> Iterator[Figure]:
-    """Give a figure to draw on, and write it when the block ends well."""
-    with style.context(["default", STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # an id in a script that the font lacks
-        figure = Figure(dpi=dpi, facecolor="white")
-        yield figure
-        content = io.BytesIO()
-        form = path.suffix[1:]
-        figure.savefig(content, format=form, metadata=UNDATED[form])
-    if form == "png" and len(content.getvalue()) > LARGEST:
-        picture = Image.open(io.BytesIO(content.getvalue())).convert("RGB")
-        content = io.BytesIO()
-        picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(content, "PNG")
-    write_file(path, content.getvalue())
 
 
 def _grid(
@@ -348,114 +274,3 @@ def _draw_key(figure: Figure, key: _Key) -> None:
         axis.set_xlabel(name, fontsize=6, labelpad=1.5)
         axis.text(-0.04, 0.5, low, ha="right", va="center", fontsize=6, transform=axis.transAxes)
         axis.text(1.04, 0.5, high, ha="left", va="center", fontsize=6, transform=axis.transAxes)
-
-
-def _contestants(board: Board) -> list[Row]:
-    """Return the rows that have a rank."""
-    return [row for row in board.complete if row.rank is not None]
-
-
-def _mean(row: Row) -> float:
-    """Return the mean of a complete row, which has one."""
-    assert row.mean is not None
-    return row.mean
-
-
-def _explainers_by_mean(panels: Sequence[Board]) -> list[str]:
-    """Return the contestants' names, the one with the best mean first."""
-    best: dict[str, float] = {}
-    for row in (row for board in panels for row in _contestants(board)):
-        best[row.explainer] = max(best.get(row.explainer, -1.0), _mean(row))
-    return sorted(best, key=lambda name: (-best[name], name))
-
-
-def _draw_board(axis: Axes, board: Board, names: Sequence[str], models: Sequence[str]) -> None:
-    """Draw one ranking: a lane per explainer, in it a line per model, and one more for its own threshold."""
-    rows = _contestants(board)
-    both = {row.key[:2] for row in rows if row.selection == "native"}
-    both &= {row.key[:2] for row in rows if row.selection == "threshold"}
-    step = 0.8 / len(models)
-    for row in rows:
-        place = models.index(row.model)
-        height = names.index(row.explainer) + step * (place - (len(models) - 1) / 2)
-        if row.key[:2] in both:
-            height += step * (-0.22 if row.selection == "native" else 0.22)
-        beside = board.randomised.get(row.key[:3])
-        if beside:
-            axis.plot(
-                _mean(beside),
-                height,
-                "o",
-                mfc="white",
-                mec="#999999",
-                mew=0.6,
-                ms=2.6,
-                zorder=2,
-                clip_on=False,
-            )
-        _draw_dot(axis, row, height, MODEL_COLOURS[place % len(MODEL_COLOURS)])
-    for lane in range(0, len(names), 2):
-        axis.axhspan(lane - 0.5, lane + 0.5, color="#f2f2f2", zorder=0, lw=0)
-    _draw_yardsticks(axis, board)
-    axis.set_xlabel(f"IoU, {board.title[0].lower()}{board.title[1:]}")
-    axis.tick_params(axis="y", length=0)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-
-
-def _draw_dot(axis: Axes, row: Row, height: float, colour: str) -> None:
-    """Draw a mean and its interval: a square where the map's own threshold was used."""
-    if row.ci_low is not None and row.ci_high is not None:
-        ends = [row.ci_low, row.ci_high]
-        axis.plot(ends, [height, height], color=colour, lw=1.2, solid_capstyle="butt", zorder=3)
-    axis.plot(
-        _mean(row),
-        height,
-        "s" if row.selection == "native" else "o",
-        color=colour,
-        ms=3.4,
-        zorder=4,
-        clip_on=False,
-    )
-
-
-def _draw_yardsticks(axis: Axes, board: Board) -> None:
-    """Draw each control as a line at its mean over the models, where it falls inside the picture."""
-    means: dict[str, list[float]] = {}
-    for row in board.complete:
-        if row.control and row.mean is not None and row.mean < axis.get_xlim()[1]:
-            means.setdefault(row.explainer, []).append(row.mean)
-    points = 72 * axis.bbox.height / axis.figure.dpi
-    at = {name: sum(values) / len(values) for name, values in means.items()}
-    for steps, (name, mean) in enumerate(sorted(at.items(), key=lambda item: -item[1])):
-        top = 1 + (2 + 8 * steps) / points  # labels of lines that are close stand above each other
-        line = axis.axvline(mean, 0, top, color="#555555", lw=0.7, ls=(0, (3, 2)), zorder=1, clip_on=False)
-        side = "right" if mean > 0.8 * axis.get_xlim()[1] else "left"  # of the label, that ends at the line
-        axis.text(
-            mean,
-            top,
-            f" {name} ",
-            fontsize=6,
-            ha=side,
-            va="center",
-            color="#444444",
-            transform=line.get_transform(),
-        )
-
-
-def _ranking_key(models: Sequence[str], panels: Sequence[Board]) -> list[Line2D]:
-    selections = {row.selection for board in panels for row in _contestants(board)}
-    key = [
-        Line2D(
-            [], [], color=MODEL_COLOURS[place % len(MODEL_COLOURS)], marker="o", ms=3.4, lw=1.2, label=model
-        )
-        for place, model in enumerate(models)
-    ]
-    if "native" in selections:
-        key.append(Line2D([], [], color="#444444", marker="s", ms=3.4, lw=0, label="own threshold"))
-    if any(board.randomised for board in panels):
-        key.append(
-            Line2D([], [], mfc="white", mec="#999999", mew=0.6, marker="o", ms=2.6, lw=0, label="random net")
-        )
-    if any(row.control for board in panels for row in board.complete):
-        key.append(Line2D([], [], color="#555555", lw=0.7, ls=(0, (3, 2)), label="control"))
-    return key
