@@ -23,6 +23,7 @@ from lapbench.benchmark import AnteHoc, Bla, Plug
 from lapbench.errors import DefinitionError, UnknownNameError
 from lapbench.models import blocks
 from lapbench.models.bla import BLA, SubsetAttention
+from lapbench.models.heat_maps import HeatMaps
 from lapbench.models.lap import LAP, AdaptiveLAP2d, ConceptScoring, LAP2d
 from lapbench.models.lip import LIP
 from lapbench.models.pooling import Pair, Pooling, Strided, Window, as_pair
@@ -102,12 +103,11 @@ def put_antehoc(model: nn.Module, spec: AnteHoc) -> nn.Module:
     """Return a copy of the network with ante-hoc maps (reconstruction); the given network is untouched.
 
     Its answers are those of the given network: a weighting network stands beside the global pooling.
-    SqueezeNet pools the maps of its classes, which are then what is weighted. The pooling may be to any size.
+    SqueezeNet pools the maps of its classes, which are then what is weighted. The pooling may be to any
+    size, or by heat maps.
     Errors: DefinitionError for a network without such a pooling, or one that carries such a layer already.
     """
-    return _pooled_by(
-        model, "antehoc", lambda channels, pool: AnteHocPool(channels, pool, spec), _is_adaptive
-    )
+    return _pooled_by(model, "antehoc", lambda channels, pool: AnteHocPool(channels, pool, spec), _is_last)
 
 
 def _pooled_by(
@@ -275,8 +275,8 @@ def _is_global(module: nn.Module) -> bool:
     return isinstance(module, _ADAPTIVE) and module.output_size in (1, (1, 1))
 
 
-def _is_adaptive(module: nn.Module) -> bool:
-    return isinstance(module, _ADAPTIVE)
+def _is_last(module: nn.Module) -> bool:
+    return isinstance(module, (*_ADAPTIVE, HeatMaps))
 
 
 def _probe(

@@ -1,7 +1,7 @@
 """The networks by name: every convolutional classifier of torchvision; ResNets of any size and stem."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import PositiveInt, ValidationError
 from torch import nn
@@ -9,8 +9,10 @@ from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from lapbench.errors import DefinitionError
+from lapbench.models.heat_maps import HeatMaps
 from lapbench.registry import YOUNGER, architecture, architectures
 
+Head: TypeAlias = Literal["classifier", "heat-maps"]
 _NOT_CONVOLUTIONAL = ("vit_", "swin_", "maxvit_")  # attention between patches: no pooled maps for LAP
 _RESNETS: dict[
     str, tuple[type[nn.Module], tuple[int, ...], int, int]
@@ -54,8 +56,8 @@ def build(
 class SizedResNet(ResNet):  # type: ignore[misc]  # torchvision ships no types
     """torchvision's ResNet with a choice of stem, width (planes of the first stage) and blocks a stage.
 
-    pool_size: rows and columns that the last pooling leaves, all of which the last layer reads: with more
-    than 1 it knows where something is, as one that places landmarks must.
+    head: what reads the last features: a ``classifier`` their average, ``heat-maps`` where they are (see
+    `lapbench.models.heat_maps`), for coordinates.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class SizedResNet(ResNet):  # type: ignore[misc]  # torchvision ships no types
         stem_kernel: int,
         stem_stride: int,
         stem_pool: bool,
-        pool_size: int,
+        head: Head,
     ) -> None:
         nn.Module.__init__(self)  # ResNet's own would build the fixed sizes first
         self._norm_layer = nn.BatchNorm2d
@@ -83,8 +85,10 @@ class SizedResNet(ResNet):  # type: ignore[misc]  # torchvision ships no types
         self.layer2 = self._make_layer(block, 2 * width, blocks[1], stride=2)
         self.layer3 = self._make_layer(block, 4 * width, blocks[2], stride=2)
         self.layer4 = self._make_layer(block, 8 * width, blocks[3], stride=2)
-        self.avgpool = nn.AdaptiveAvgPool2d((pool_size, pool_size))
-        self.fc = nn.Linear(self.inplanes * pool_size**2, num_classes)
+        self.avgpool: nn.Module = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc: nn.Module = nn.Linear(self.inplanes, num_classes)
+        if head == "heat-maps":
+            self.avgpool, self.fc = HeatMaps(self.inplanes, num_classes // 2), nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -102,8 +106,12 @@ def _resnet(name: str) -> Callable[..., nn.Module]:
         stem: Literal["imagenet", "3x3"] = "imagenet",
         stem_stride: Literal[1, 2] = 2,
         stem_pool: bool = True,
-        pool_size: Annotated[PositiveInt, YOUNGER] = 1,
+        head: Annotated[Head, YOUNGER] = "classifier",
     ) -> nn.Module:
+        if head == "heat-maps" and num_classes % 2:
+            raise DefinitionError(
+                f"{name}: heat-maps answer two coordinates for each landmark, not {num_classes} numbers"
+            )
         model = SizedResNet(
             block,
             blocks or usual_blocks,
@@ -114,7 +122,7 @@ def _resnet(name: str) -> Callable[..., nn.Module]:
             stem_kernel=7 if stem == "imagenet" else 3,
             stem_stride=stem_stride,
             stem_pool=stem_pool,
-            pool_size=pool_size,
+            head=head,
         )
         return _with_channels(model, in_channels)
 

@@ -180,10 +180,10 @@ def test_the_second_pass_ends_with_an_exception_too():
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("vgg11_bn", {}), ("resnet18", {"width": 8, "pool_size": 2})]
+    ("name", "parameters"), [("vgg11_bn", {}), ("resnet18", {"width": 8, "head": "heat-maps"})]
 )
-def test_the_last_layer_may_read_several_cells(name, parameters):
-    """The pooling may be to more than 1×1: what is masked are the features before it."""
+def test_the_last_layer_may_read_where_features_are(name, parameters):
+    """The pooling may be to more than 1×1, or by heat maps: what is masked are the features before it."""
     plain = build(name, num_classes=2, parameters=parameters).eval()
     model, x = put_antehoc(plain, AnteHoc()), torch.randn(2, 3, 64, 64)
     (layer,) = antehoc_layers(model).values()
