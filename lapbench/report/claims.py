@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from lapbench.benchmark import Claim
+from lapbench.benchmark import NO_NETWORK, Claim
 from lapbench.report.comparison import compare
 from lapbench.report.markdown import escape, table
 from lapbench.report.results import Count, Number, Provenance, Record
@@ -24,7 +24,7 @@ class Part(Record):
     """One comparison of a claim: ours should be higher than theirs.
 
     difference: of the means, ours − theirs, in [low, high]; where steadiness is claimed, that of
-    `compare_spread`. trainings: of the one with fewer. reason: why there is no difference.
+    `compare_spread`. trainings: of the network with fewer. reason: why there is no difference.
     """
 
     ours: str
@@ -113,6 +113,7 @@ def judge_claim(
 
         difference, low, high = interval(confidence)
         contradicted |= interval(corrected)[2] < bar
+        trained = zip((ours, theirs), scores, strict=True)
         lone = "two trainings of each are the least" if claim.steadier else "one image alone has no interval"
         parts.append(
             Part(
@@ -122,7 +123,7 @@ def judge_claim(
                 low=low,
                 high=high,
                 n=len(common),
-                trainings=min(len(table) for table in scores),
+                trainings=min((len(t) for term, t in trained if term.model != NO_NETWORK), default=1),
                 reason=lone if math.isnan(low) else "",
             )
         )

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from lapbench.benchmark import Claim, Term
+from lapbench.benchmark import NO_NETWORK, Claim, Term
 from lapbench.report.claims import (
     COLUMNS,
     ClaimResults,
@@ -58,6 +58,19 @@ def test_the_numbers_are_those_of_the_paired_comparison():
     assert (part.difference, part.low, part.high) == (found.difference, found.low, found.high)
     assert (part.n, part.trainings) == (N, 3)
     assert part.difference == pytest.approx(0.05)
+
+
+def test_a_control_has_no_trainings_to_count():
+    """Nothing was trained for it; what is claimed of a network beside it speaks of that one's trainings."""
+    control = Term(model=NO_NETWORK, explainer="Centre")
+    for claim in (
+        Claim(id="x", says="y", higher=A, than=(control,)),
+        Claim(id="x", says="y", higher=control, than=(A,)),
+    ):
+        pairs = [tuple(scores(0.5, 2, 3 if term == A else 1) for term in pair) for pair in claim.pairs]
+        assert judge_claim(claim, pairs).parts[0].trainings == 3
+    both = Claim(id="x", says="y", higher=control, than=(Term(model=NO_NETWORK, explainer="Random"),))
+    assert judge_claim(both, [(scores(0.5, 2), scores(0.4, 3))]).parts[0].trainings == 1
 
 
 def test_images_are_matched_by_their_ids_and_not_by_their_places():
