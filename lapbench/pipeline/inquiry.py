@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lapbench.digest import plain
 from lapbench.executor import MOST, in_batches
@@ -32,7 +32,6 @@ from lapbench.train.hardware import resolve_device
 from lapbench.types import Array, FloatArray, IntArray, MaskArray
 
 Scores: TypeAlias = npt.NDArray[np.float64]
-Logits: TypeAlias = Callable[[FloatArray], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +52,37 @@ class Inquiry:
         return cls(scores, Faithfulness.join(curves) if curves else None)
 
 
-def network_of(job: Job, source: Source) -> Lazy | None:
+class Asked(Lazy):
+    """A network that is asked about images.
+
+    Where images have several targets it remembers its answers: the landmarks of a face ask the same, and the
+    words of a scene.
+    """
+
+    def __init__(self, job: Job, build: Callable[[], nn.Module]) -> None:
+        super().__init__(build)
+        self.device = resolve_device(job.workspace.device)
+        self.answers: dict[bytes, Tensor] | None = None if job.dataset.task == "classification" else {}
+
+    def logits(self, images: FloatArray) -> Tensor:
+        """Return what the network answers to images (n, C, H, W), (n, targets)."""
+        if self.answers is None:
+            return self._logits(images)
+        asked = hashlib.sha256(images.tobytes()).digest()
+        if asked not in self.answers:
+            self.answers[asked] = self._logits(images)
+        return self.answers[asked]
+
+    def _logits(self, images: FloatArray) -> Tensor:
+        logits = in_batches(
+            lambda start, stop: predict(self(), torch.from_numpy(images[start:stop]).to(self.device)).cpu(),
+            len(images),
+            most=MOST[self.device.type],
+        )
+        return torch.cat(logits).double()
+
+
+def network_of(job: Job, source: Source) -> Asked | None:
     """Return the network to be asked about a source's maps, or None where nothing is to be asked.
 
     Networks with random weights are not asked: there is nothing in their answers to be faithful to.
@@ -62,13 +91,13 @@ def network_of(job: Job, source: Source) -> Lazy | None:
     wanted = protocol.deletion_steps or protocol.removal_grid or protocol.stability_samples
     if wanted is None or source.subject is None or source.subject.randomised:
         return None
-    return Lazy(partial(load_network, job, source.subject))
+    return Asked(job, partial(load_network, job, source.subject))
 
 
 def inquire(
     job: Job,
     source: Source,
-    network: Lazy,
+    network: Asked,
     samples: Samples,
     block: Block,
     shard: Shard,
@@ -118,7 +147,7 @@ def inquire(
 
 
 def _drops(
-    job: Job, subject: Subject, network: Lazy, samples: Samples, block: Block, targets: IntArray, grid: int
+    job: Job, subject: Subject, network: Asked, samples: Samples, block: Block, targets: IntArray, grid: int
 ) -> FloatArray:
     """What the removal of regions costs a network, for all images of a block; kept for other explainers."""
     key = job.removal_key(subject, block, grid)
@@ -132,46 +161,23 @@ def _drops(
     return kept.arrays["drops"]
 
 
-def _asks(job: Job, network: Lazy, images: Tensor, targets: IntArray) -> list[Predict]:
+def _asks(job: Job, network: Asked, images: Tensor, targets: IntArray) -> list[Predict]:
     """Return for each image what the network answers to changes of it."""
-    logits = _remembering(partial(_logits, job, network))
     if job.dataset.task == "landmarks":
-        unchanged = _logits(job, network, images.numpy())
-        return [partial(_nearness, logits, int(t), at[t]) for t, at in zip(targets, unchanged, strict=True)]
-    return [partial(_answer, logits, int(target)) for target in targets]
+        unchanged = network.logits(images.numpy())
+        return [partial(_nearness, network, int(t), at[t]) for t, at in zip(targets, unchanged, strict=True)]
+    return [partial(_answer, network, int(target)) for target in targets]
 
 
-def _answer(logits: Logits, target: int, images: FloatArray) -> Array:
+def _answer(network: Asked, target: int, images: FloatArray) -> Array:
     """Return the network's probability of a class for each image, (n,)."""
-    return np.asarray(logits(images).softmax(dim=1)[:, target])
+    return np.asarray(network.logits(images).softmax(dim=1)[:, target])
 
 
-def _nearness(logits: Logits, target: int, unchanged: Tensor, images: FloatArray) -> Array:
+def _nearness(network: Asked, target: int, unchanged: Tensor, images: FloatArray) -> Array:
     """Return how near a coordinate of images is to where it was, (n,)."""
-    moved = logits(images)[:, target] - unchanged
+    moved = network.logits(images)[:, target] - unchanged
     return np.asarray((1 - moved.abs()).clamp_min(0))
-
-
-def _remembering(logits: Logits) -> Logits:
-    """Answer what was just asked at once: the landmarks of a face ask the same, and the words of a scene."""
-    last: list[tuple[FloatArray, Tensor]] = []
-
-    def ask(images: FloatArray) -> Tensor:
-        if not last or not np.array_equal(images, last[0][0]):
-            last[:] = [(images, logits(images))]
-        return last[0][1]
-
-    return ask
-
-
-def _logits(job: Job, network: Lazy, images: FloatArray) -> Tensor:
-    device = resolve_device(job.workspace.device)
-    logits = in_batches(
-        lambda start, stop: predict(network(), torch.from_numpy(images[start:stop]).to(device)).cpu(),
-        len(images),
-        most=MOST[device.type],
-    )
-    return torch.cat(logits).double()
 
 
 def _maps(
