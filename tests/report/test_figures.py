@@ -86,7 +86,7 @@ def test_captions_stand_below_their_maps_and_a_true_one_is_bold(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3, 5, 9])
-def test_no_word_of_the_key_lies_on_another_or_on_a_map(columns: int, monkeypatch) -> None:
+def test_no_word_of_the_key_lies_on_another_or_on_a_map(columns: int, tmp_path: Path, monkeypatch) -> None:
     """However narrow the picture, also where it needs all three scales of colours."""
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
@@ -95,7 +95,7 @@ def test_no_word_of_the_key_lies_on_another_or_on_a_map(columns: int, monkeypatc
         MapColumn(str(i), np.stack([blob(8, 8)]), np.ones((1, 64, 64), bool), [0.5], **kinds[i % 3])
         for i in range(columns)
     ]
-    draw_maps(Path("a.svg"), [make_sample(0)], given)
+    draw_maps(tmp_path / "a.svg", [make_sample(0)], given)
     (figure,) = figures
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
