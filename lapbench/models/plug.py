@@ -96,7 +96,8 @@ def put_bla(model: nn.Module, spec: Bla) -> nn.Module:
     Errors: DefinitionError for a network without a global pooling, or one that carries such a layer already.
     """
     attention = SubsetAttention(**spec.model_dump(exclude={"preset"}))
-    return _pooled_by(model, "bla", lambda channels, _pool: BLA(channels, attention), _is_global)
+    wanted = "global pooling to 1×1, a module nn.AdaptiveAvgPool2d(1)"
+    return _pooled_by(model, "bla", lambda channels, _pool: BLA(channels, attention), _is_global, wanted)
 
 
 def put_antehoc(model: nn.Module, spec: AnteHoc) -> nn.Module:
@@ -107,7 +108,10 @@ def put_antehoc(model: nn.Module, spec: AnteHoc) -> nn.Module:
     size, or by heat maps.
     Errors: DefinitionError for a network without such a pooling, or one that carries such a layer already.
     """
-    return _pooled_by(model, "antehoc", lambda channels, pool: AnteHocPool(channels, pool, spec), _is_last)
+    wanted = "global pooling to a fixed size, a module nn.AdaptiveAvgPool2d"
+    return _pooled_by(
+        model, "antehoc", lambda channels, pool: AnteHocPool(channels, pool, spec), _is_end, wanted
+    )
 
 
 def _pooled_by(
@@ -115,14 +119,15 @@ def _pooled_by(
     child: str,
     make: Callable[[int, nn.Module], nn.Module],
     takes: Callable[[nn.Module], bool],
+    wanted: str,
 ) -> nn.Module:
     """Return a copy of the network whose last pooling is what is made of its channels and of itself.
 
-    takes: which poolings will do.
+    takes, wanted: which poolings will do, and how to call them.
     """
     _check_plain(model)
     changed, weight = copy.deepcopy(model), next(model.parameters())
-    name, channels = _last_pool(changed, takes)
+    name, channels = _last_pool(changed, takes, wanted)
     pool = nn.AdaptiveAvgPool2d(1) if name == GLOBAL_POOL else changed.get_submodule(name)
     layer = make(channels, pool).to(weight.device, weight.dtype).train(model.training)
     _put(changed, name, layer, child)
@@ -158,16 +163,14 @@ def is_added(model: nn.Module, key: str) -> bool:
     return key.startswith(tuple(f"{name}." for name in added))
 
 
-def _last_pool(model: nn.Module, takes: Callable[[nn.Module], bool]) -> tuple[str, int]:
-    """The name of a network's last pooling of those that will do, and its channels."""
+def _last_pool(model: nn.Module, takes: Callable[[nn.Module], bool], wanted: str) -> tuple[str, int]:
+    """The name of a network's last pooling of those that will do, and its channels; wanted: what they are."""
     if type(model) in blocks.GLOBAL_POOL:
         return GLOBAL_POOL, _head_channels(model)
     pools = dict(_candidates(model, takes))
     if not pools:
-        wanted = "1×1, a module nn.AdaptiveAvgPool2d(1)" if takes is _is_global else "a fixed size"
         raise DefinitionError(
-            f"{type(model).__name__} has no global pooling to {wanted}: "
-            "choose another architecture, or give it one"
+            f"{type(model).__name__} has no {wanted}: choose another architecture, or give it one"
         )
     name, shape, _ = _probe(model, pools)[1][-1]
     return name, shape[1]
@@ -275,7 +278,8 @@ def _is_global(module: nn.Module) -> bool:
     return isinstance(module, _ADAPTIVE) and module.output_size in (1, (1, 1))
 
 
-def _is_last(module: nn.Module) -> bool:
+def _is_end(module: nn.Module) -> bool:
+    """Whether a network may end in it: a pooling to a fixed size, or heat maps."""
     return isinstance(module, (*_ADAPTIVE, HeatMaps))
 
 
