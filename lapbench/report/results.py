@@ -12,6 +12,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -414,10 +415,19 @@ def write_file(path: Path, content: bytes) -> None:
 
 def _to_json(path: Path, record: Record) -> bytes:
     """The content of a file, which is held to the schema: a copy with other fields has not been."""
-    text = json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
-    content = (text + "\n").encode()
+    content = _in_lines(record.model_dump(mode="json")).encode()
     _from_json(path, content, type(record))
     return content
+
+
+def _in_lines(data: dict[str, Any]) -> str:
+    """Write each entry, and each item of a list, on a line of its own: so rows are compared line by line."""
+    write = partial(json.dumps, ensure_ascii=False, allow_nan=False)
+    entries = []
+    for key, value in data.items():
+        items = ",\n".join(f"  {write(item)}" for item in value) if isinstance(value, list) else ""
+        entries.append(f" {write(key)}: [\n{items}\n ]" if items else f" {write(key)}: {write(value)}")
+    return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
 def _read(path: Path, mend: str = _MEND) -> bytes:

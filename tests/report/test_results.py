@@ -202,6 +202,18 @@ def test_many_faults_are_not_all_listed(tmp_path: Path) -> None:
         read_leaderboard(path)
 
 
+def test_every_row_is_a_line_of_its_file(tmp_path: Path) -> None:
+    """So that a changed row is a changed line, and provenance does not fill pages."""
+    leaderboard = make_leaderboard()
+    write_leaderboard(tmp_path / "a.json", leaderboard)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == leaderboard.model_dump(mode="json")
+    lines = [line.strip().removesuffix(",") for line in text.splitlines()]
+    assert [json.loads(line)["explainer"] for line in lines if '"explainer"' in line] == [
+        row.explainer for row in leaderboard.rows
+    ]
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     path = written(tmp_path)
     before = path.read_bytes()
