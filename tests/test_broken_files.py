@@ -75,7 +75,7 @@ RESULTS: dict[str, tuple[Spoil, str]] = {
     "binary": (lambda p: p.write_bytes(b"\x89PNG\xff\xfe"), "not a text file"),
     "a list": (lambda p: p.write_text("[1, 2]"), "not a result of lapbench"),
     "nested": (lambda p: p.write_text("[" * 100_000), "nested too deeply to be a result"),
-    "NaN": (replaced('"mean": 0.', '"mean": NaN, "x": 0.'), "NaN is no number of JSON"),
+    "NaN": (replaced('"mean":0.', '"mean":NaN,"x":0.'), "NaN is no number of JSON"),
     "of a later version": (edit(lambda c: c.update(schema_version=99)), "schema_version 1 wanted, 99 found"),
     "a typo": (edit(lambda c: c["rows"][0].update(explaner="x")), "did you mean 'explainer'?"),
     "a number as text": (row(mean="0.5"), "rows.1.mean: Input should be a valid number"),

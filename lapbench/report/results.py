@@ -422,7 +422,7 @@ def _to_json(path: Path, record: Record) -> bytes:
 
 def _in_lines(data: dict[str, Any]) -> str:
     """Write each entry, and each item of a list, on a line of its own: so rows are compared line by line."""
-    write = partial(json.dumps, ensure_ascii=False, allow_nan=False)
+    write = partial(json.dumps, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     entries = []
     for key, value in data.items():
         items = ",\n".join(f"  {write(item)}" for item in value) if isinstance(value, list) else ""

@@ -41,7 +41,7 @@ def make_scores(**fields: object) -> ImageScores:
         "benchmark": "example",
         "benchmark_version": 3,
         "model": "ws-lap",
-        "explainer": "Grad-CAM",
+        "explainer":"Grad-CAM",
         "selection": "threshold",
         "seeds": (0, 1),
         "ids": ("a", "b", "c"),
@@ -150,26 +150,26 @@ def broken(text: str, old: str, new: str) -> str:
         (lambda _: "", "not valid JSON, perhaps cut short: Expecting value: line 1 column 1 (char 0)"),
         (lambda _: "[1, 2]", "not a result of lapbench: it has no 'schema_version'"),
         (lambda _: "[" * 100_000, "nested too deeply to be a result; run the benchmark again to remake it"),
-        (lambda t: broken(t, '"mean": 0.26', '"mean": NaN'), "NaN is no number of JSON"),
+        (lambda t: broken(t, '"mean":0.26', '"mean":NaN'), "NaN is no number of JSON"),
         (
             lambda t: broken(t, '"schema_version": 1', '"schema_version": 2'),
             "schema_version 1 wanted, 2 found; read it with the version of lapbench that wrote it, "
             "or run the benchmark again",
         ),
         (
-            lambda t: broken(t, '"explainer": "Grad-CAM"', '"explaner": "Grad-CAM"'),
+            lambda t: broken(t, '"explainer":"Grad-CAM"', '"explaner":"Grad-CAM"'),
             "2 faults\n  rows.2.explainer: this field is missing\n"
             "  rows.2.explaner: unknown field; did you mean 'explainer'?",
         ),
         (
-            lambda t: broken(t, '"n": 200', '"n": -1'),
+            lambda t: broken(t, '"n":200', '"n":-1'),
             "1 fault\n  rows.1.n: Input should be greater than or equal to 0 (found -1)",
         ),
         (
-            lambda t: broken(t, '"complete": true', '"complete": "yes"'),
+            lambda t: broken(t, '"complete":true', '"complete":"yes"'),
             "rows.1.complete: Input should be a valid",
         ),
-        (lambda t: broken(t, '"rank": null', '"rank": 1.5'), "rows.1.rank: Input should be a valid integer"),
+        (lambda t: broken(t, '"rank":null', '"rank":1.5'), "rows.1.rank: Input should be a valid integer"),
     ],
 )
 def test_a_spoilt_file_is_named_with_its_fault(tmp_path: Path, spoil: object, message: str) -> None:

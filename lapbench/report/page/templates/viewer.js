@@ -80,10 +80,13 @@ function summed(plane, width) {
 }
 
 async function pictureOf(number) {
-  const picture = new Image();
-  picture.src = `data:image/jpeg;base64,${await textOf(`image-${number}`)}`;
-  await picture.decode();
-  return picture;
+  const text = await textOf(`image-${number}`);
+  return new Promise((done, failed) => {
+    const picture = new Image(); // its own decode() fails now and then where memory is short, drawing it does not
+    picture.onload = () => done(picture);
+    picture.onerror = () => failed(new Error(`The picture of ${images[number].id} cannot be read.`));
+    picture.src = `data:image/jpeg;base64,${text}`;
+  });
 }
 
 // ---- masks
