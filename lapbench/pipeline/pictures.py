@@ -28,7 +28,7 @@ from lapbench.train.hardware import resolve_device
 from lapbench.train.images import normalise as normalise_images
 from lapbench.types import FloatArray, MaskArray, Sample
 
-PICTURES_VERSION = 5
+PICTURES_VERSION = 6
 """Raised when a change of the code may change a picture."""
 IMAGES = 6
 """The first images with truth of the scored split are shown, whatever their scores."""

@@ -257,6 +257,27 @@ def _span(marked: np.ndarray) -> slice:
     return slice(rows[0], rows[-1] + 1)
 
 
+@pytest.mark.parametrize("models", [1, 7, 8, 20])
+def test_every_model_of_a_ranking_is_told_apart_inside_the_picture(
+    models: int, tmp_path: Path, monkeypatch
+) -> None:
+    """However many there are, and however long their names."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    rows = tuple(make_row("a", 0.5, model=f"a network with a long name {n}") for n in range(models))
+    draw_ranking(tmp_path / "a.svg", Leaderboard(benchmark="x", benchmark_version=1, rows=rows))
+    (figure,) = figures
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    (key,) = figure.legends
+    looks = {(line.get_color(), str(line._unscaled_dash_pattern)) for line in key.get_lines()}
+    assert len(looks) == len(key.get_texts()) == models
+    extent = key.get_window_extent(renderer)
+    assert extent.x0 >= 0 and extent.x1 <= figure.bbox.x1 and extent.y0 >= 0
+    for axis in figure.axes:
+        assert extent.y1 < axis.xaxis.label.get_window_extent(renderer).y0
+
+
 def test_a_ranking_of_zeros_is_drawn(tmp_path: Path) -> None:
     row = make_row("a", 0.0, ci_low=0.0, ci_high=0.0)
     draw_ranking(tmp_path / "a.png", Leaderboard(benchmark="x", benchmark_version=1, rows=(row,)))

@@ -41,7 +41,7 @@ def make_scores(**fields: object) -> ImageScores:
         "benchmark": "example",
         "benchmark_version": 3,
         "model": "ws-lap",
-        "explainer":"Grad-CAM",
+        "explainer": "Grad-CAM",
         "selection": "threshold",
         "seeds": (0, 1),
         "ids": ("a", "b", "c"),

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lapbench.report.figures.canvas import figure_at
@@ -12,10 +14,11 @@ from lapbench.report.results import Leaderboard, Row
 
 RANKING_DPI = 160
 MODEL_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito
+MODEL_LINES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("-", (0, (2, 0.8)), (0, (0.6, 0.6)))
 
 
 def draw_ranking(path: Path, leaderboard: Leaderboard) -> None:
-    """Draw both rankings as dots with their intervals, one lane an explainer, one colour a model.
+    """Draw both rankings as dots with their intervals, one lane an explainer, one colour or dash a model.
 
     Controls are vertical lines (the oracle, always 1, is left out); hollow dots are the same explainers on
     networks with random weights. Errors: ValueError for a leaderboard without a ranked row.
@@ -27,14 +30,13 @@ def draw_ranking(path: Path, leaderboard: Leaderboard) -> None:
     models = list(dict.fromkeys(row.model for board in panels for row in _contestants(board)))
     ends = [max(_mean(row), row.ci_high or 0) for board in panels for row in _contestants(board)]
     furthest = 1.04 * max(ends) or 1.0
-    key = _ranking_key(models, panels)
-    columns = min(6, len(key))
     with figure_at(path, RANKING_DPI) as figure:
         left, panel, gap = 0.15 + 0.058 * max(map(len, names)), 2.9, 0.2
-        bottom = 0.45 + 0.15 * -(-len(key) // columns)  # ticks, their name, and the lines of the key
         lanes = len(names) * (0.12 + 0.09 * len(models))
         top = 0.4 + 0.12 * len({row.explainer for board in panels for row in board.complete if row.control})
-        wide, tall = left + len(panels) * (panel + gap), top + lanes + bottom
+        wide = left + len(panels) * (panel + gap)
+        bottom = 0.4 + _draw_key(figure, _ranking_key(models, panels), wide)  # ticks, their name, and the key
+        tall = top + lanes + bottom
         figure.set_size_inches(wide, tall)
         axes = [
             figure.add_axes(((left + k * (panel + gap)) / wide, bottom / tall, panel / wide, lanes / tall))
@@ -48,7 +50,6 @@ def draw_ranking(path: Path, leaderboard: Leaderboard) -> None:
             axis.set_ylim(len(names) - 0.5, -0.5)
         title = leaderboard.title or leaderboard.benchmark
         figure.text(0.1 / wide, 1 - 0.1 / tall, title, fontsize=9, fontweight="bold", va="top")
-        figure.legend(handles=key, loc="lower center", ncols=columns, frameon=False, borderaxespad=0.4)
 
 
 def _contestants(board: Board) -> list[Row]:
@@ -94,7 +95,7 @@ def _draw_board(axis: Axes, board: Board, names: Sequence[str], models: Sequence
                 zorder=2,
                 clip_on=False,
             )
-        _draw_dot(axis, row, height, MODEL_COLOURS[place % len(MODEL_COLOURS)])
+        _draw_dot(axis, row, height, _line_of(place))
     for lane in range(0, len(names), 2):
         axis.axhspan(lane - 0.5, lane + 0.5, color="#f2f2f2", zorder=0, lw=0)
     _draw_yardsticks(axis, board)
@@ -103,16 +104,22 @@ def _draw_board(axis: Axes, board: Board, names: Sequence[str], models: Sequence
     axis.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _draw_dot(axis: Axes, row: Row, height: float, colour: str) -> None:
+def _line_of(place: int) -> dict[str, Any]:
+    """Return the line of a model: in a colour of its own, and dashed where colours have run out."""
+    turn, colour = divmod(place, len(MODEL_COLOURS))
+    return {"color": MODEL_COLOURS[colour], "ls": MODEL_LINES[turn % len(MODEL_LINES)], "lw": 1.2}
+
+
+def _draw_dot(axis: Axes, row: Row, height: float, line: dict[str, Any]) -> None:
     """Draw a mean and its interval: a square where the map's own threshold was used."""
     if row.ci_low is not None and row.ci_high is not None:
         ends = [row.ci_low, row.ci_high]
-        axis.plot(ends, [height, height], color=colour, lw=1.2, solid_capstyle="butt", zorder=3)
+        axis.plot(ends, [height, height], **line, solid_capstyle="butt", dash_capstyle="butt", zorder=3)
     axis.plot(
         _mean(row),
         height,
         "s" if row.selection == "native" else "o",
-        color=colour,
+        color=line["color"],
         ms=3.4,
         zorder=4,
         clip_on=False,
@@ -143,12 +150,24 @@ def _draw_yardsticks(axis: Axes, board: Board) -> None:
         )
 
 
+def _draw_key(figure: Figure, key: Sequence[Line2D], wide: float) -> float:
+    """Draw the key at the foot, in the most columns that a figure of this width holds; return its height."""
+    figure.set_size_inches(wide, 1)
+    for columns in range(min(6, len(key)), 0, -1):
+        legend = figure.legend(
+            handles=key, loc="lower center", ncols=columns, frameon=False, borderaxespad=0.4
+        )
+        extent = legend.get_window_extent()
+        if extent.width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    return extent.height / figure.dpi
+
+
 def _ranking_key(models: Sequence[str], panels: Sequence[Board]) -> list[Line2D]:
     selections = {row.selection for board in panels for row in _contestants(board)}
     key = [
-        Line2D(
-            [], [], color=MODEL_COLOURS[place % len(MODEL_COLOURS)], marker="o", ms=3.4, lw=1.2, label=model
-        )
+        Line2D([], [], **_line_of(place), marker="o", ms=3.4, label=model, dash_capstyle="butt")
         for place, model in enumerate(models)
     ]
     if "native" in selections:
