@@ -33,7 +33,7 @@ def draw_ranking(path: Path, leaderboard: Leaderboard) -> None:
     with figure_at(path, RANKING_DPI) as figure:
         left, panel, gap = 0.15 + 0.058 * max(map(len, names)), 2.9, 0.2
         lanes = len(names) * (0.12 + 0.09 * len(models))
-        top = 0.4 + 0.12 * len({row.explainer for board in panels for row in board.complete if row.control})
+        top = 0.4 + 0.12 * max(len(_yardsticks(board, furthest)) for board in panels)
         wide = left + len(panels) * (panel + gap)
         bottom = 0.4 + _draw_key(figure, _ranking_key(models, panels), wide)  # ticks, their name, and the key
         tall = top + lanes + bottom
@@ -126,15 +126,19 @@ def _draw_dot(axis: Axes, row: Row, height: float, line: dict[str, Any]) -> None
     )
 
 
-def _draw_yardsticks(axis: Axes, board: Board) -> None:
-    """Draw each control as a line at its mean over the models, where it falls inside the picture."""
+def _yardsticks(board: Board, furthest: float) -> list[tuple[float, str]]:
+    """Return each control that lies inside the picture, with its mean over the models; the highest first."""
     means: dict[str, list[float]] = {}
     for row in board.complete:
-        if row.control and row.mean is not None and row.mean < axis.get_xlim()[1]:
+        if row.control and row.mean is not None and row.mean < furthest:
             means.setdefault(row.explainer, []).append(row.mean)
+    return sorted(((sum(values) / len(values), name) for name, values in means.items()), reverse=True)
+
+
+def _draw_yardsticks(axis: Axes, board: Board) -> None:
+    """Draw each control as a line at its mean."""
     points = 72 * axis.bbox.height / axis.figure.dpi
-    at = {name: sum(values) / len(values) for name, values in means.items()}
-    for steps, (name, mean) in enumerate(sorted(at.items(), key=lambda item: -item[1])):
+    for steps, (mean, name) in enumerate(_yardsticks(board, axis.get_xlim()[1])):
         top = 1 + (2 + 8 * steps) / points  # labels of lines that are close stand above each other
         line = axis.axvline(mean, 0, top, color="#555555", lw=0.7, ls=(0, (3, 2)), zorder=1, clip_on=False)
         side = "right" if mean > 0.8 * axis.get_xlim()[1] else "left"  # of the label, that ends at the line
