@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import numpy as np
+
 from lapbench.data.annotation import named_files, read_annotation
 from lapbench.data.boxes import clip
-from lapbench.data.images import read_image, read_size
+from lapbench.data.images import read_image, read_mask, read_size
 from lapbench.data.landmarks import outside
 from lapbench.data.manifest import Manifest
 from lapbench.data.paths import describe_folder, find_root
@@ -79,11 +81,15 @@ def _sum(counts: Sequence[Count]) -> Count:
 
 @dataclass(frozen=True, slots=True)
 class _Looked:
-    """What was found out about one image: its digest and size, or why it cannot be read."""
+    """What was found out about one image: its digest and size, or why it cannot be read.
+
+    empty: whether it is a mask without a pixel of any object; None: no mask, or not looked for.
+    """
 
     digest: str = ""
     size: tuple[int, int] = (0, 0)
     fault: str = ""
+    empty: bool | None = None
 
 
 Pictures: TypeAlias = Mapping[Path | Drawn, _Looked]
@@ -117,6 +123,7 @@ def check_data(
         _dropped(annotation.dropped),
         _missing(missing, len(there), manifest.may_miss),
         _unreadable(pictures, decode=decode),
+        *_empty_masks(pictures),
         _sizes(there, pictures),
         *_boxes(there, pictures),
         *([_landmarks(there, pictures)] if manifest.task == "landmarks" else []),
@@ -145,20 +152,28 @@ def _look_at(
     records: Sequence[Record], *, decode: bool, progress: Callable[[int, int], object]
 ) -> dict[Path | Drawn, _Looked]:
     """Look at every image and mask once, several at a time."""
-    masks = [record.mask.path for record in records if record.mask]
+    masks: dict[Path, set[int | None]] = {}
+    for record in records:
+        if record.mask:
+            masks.setdefault(record.mask.path, set()).add(record.mask.value)
     sources = list(dict.fromkeys([*(record.source for record in records), *masks]))
     looked = {}
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for done, found in enumerate(pool.map(partial(_look, decode=decode), sources), start=1):
+        look = partial(_look, masks=masks, decode=decode)
+        for done, found in enumerate(pool.map(look, sources), start=1):
             looked[sources[done - 1]] = found
             progress(done, len(sources))
     return looked
 
 
-def _look(source: Path | Drawn, *, decode: bool) -> _Looked:
+def _look(source: Path | Drawn, *, masks: Mapping[Path, Iterable[int | None]], decode: bool) -> _Looked:
     if isinstance(source, Drawn):
         return _Looked(source.digest, source.size)
     try:
+        if decode and source in masks:
+            found = [read_mask(source, value) for value in masks[source]]
+            size = (found[0].shape[0], found[0].shape[1])
+            return _Looked(digest_of_file(source), size, empty=not np.any(found))
         if decode:
             _, height, width = read_image(source).shape
         else:
@@ -227,6 +242,15 @@ def _unreadable(pictures: Pictures, *, decode: bool) -> Finding:
         return Finding("fault", "unreadable images", _some(faults))
     how = "decoded whole" if decode else "by their headers; what is broken inside was not looked for"
     return Finding("ok" if decode else "note", "unreadable images", f"none of {len(pictures):,}, {how}")
+
+
+def _empty_masks(pictures: Pictures) -> Iterator[Finding]:
+    """Find the masks without a pixel of an object: some may be of images without one, all of them cannot."""
+    masks = {source: looked.empty for source, looked in pictures.items() if looked.empty is not None}
+    empty = [str(source) for source, is_empty in masks.items() if is_empty]
+    state: State = "fault" if len(empty) == len(masks) else "note" if empty else "ok"
+    if masks:
+        yield Finding(state, "empty masks", _some(empty))
 
 
 def _sizes(records: Sequence[Record], pictures: Pictures) -> Finding:

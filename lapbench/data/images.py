@@ -31,7 +31,8 @@ REDUCTIONS = (8, 4, 2)
 """What a JPEG decoder can divide both sides of an image by, the largest first."""
 _JPEG_SUFFIXES = frozenset((".jpg", ".jpeg"))
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
-_ORIENTATION, _WIDTH, _HEIGHT = 0x0112, 0x0100, 0x0101
+_ORIENTATION, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 0x0112, 0x0100, 0x0101, 0x0102, 0x0106
+_LOSSY = ("JPEG", "JPEG2000", "WEBP")
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -44,6 +45,7 @@ def read_image(path: Path) -> FloatArray:
     if is_dicom(path):
         return read_dicom(path, max_pixels=MAX_PIXELS)
     with _opened(path) as image:
+        _check_levels(image, path)
         return _to_float(ImageOps.exif_transpose(image), image.format, path)
 
 
@@ -56,6 +58,7 @@ def read_resized(path: Path, size: tuple[int, int], channels: int, *, reduce: in
     if is_dicom(path):
         return fit(read_dicom(path, max_pixels=MAX_PIXELS, reduce=reduce), size, channels)
     with _opened(path) as image:
+        _check_levels(image, path)
         if reduce > 1:
             image.draft(None, (image.width // reduce, image.height // reduce))
         ImageOps.exif_transpose(image, in_place=True)
@@ -109,7 +112,8 @@ def read_size(path: Path) -> tuple[int, int]:
 def read_mask(path: Path, value: int | None = None) -> MaskArray:
     """Decode a mask file: (H, W) bool, True where the grey level or palette index is ``value`` (None: not 0).
 
-    Errors: DataError as `read_image`, and for a mask in colour, whose object no single number names.
+    Of a mask of one bit, white is any value but 0. Errors: DataError as `read_image`, for a mask in colour,
+    whose object no single number names, and for one whose levels a lossy format has blurred.
     """
     with _opened(path) as image:
         if image.mode not in ("1", "L", "P", "I", *_SIXTEEN_BITS):
@@ -118,6 +122,12 @@ def read_mask(path: Path, value: int | None = None) -> MaskArray:
                 " convert it"
             )
         levels = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
+        if image.mode == "1" and value is not None:
+            value = int(value != 0)
+        if image.format in _LOSSY and not np.isin(levels, (0, 255)).all():
+            raise DataError(
+                f"{path}: {image.format} has blurred the levels of this mask: save it as PNG, without loss"
+            )
     mask: MaskArray = levels != 0 if value is None else levels == value
     return mask
 
@@ -203,6 +213,17 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 def _too_large(path: Path) -> str:
     return f"{path}: the image claims more than {MAX_PIXELS:,} pixels and is not decoded: shrink it first"
+
+
+def _check_levels(image: Image.Image, path: Path) -> None:
+    """Refuse a TIFF whose 16-bit pixels are not what Pillow takes them for: 0 is black, 65535 white."""
+    if isinstance(image, TiffImageFile) and image.mode in _SIXTEEN_BITS:
+        bits, photometric = image.tag_v2.get(_BITS, (16,))[0], image.tag_v2.get(_PHOTOMETRIC, 1)
+        if bits != 16 or photometric == 0:
+            what = f"{bits} bits a pixel" if bits != 16 else "white at 0"
+            raise DataError(
+                f"{path}: a TIFF with {what} cannot be read: convert it to 16 bits with black at 0"
+            )
 
 
 def _to_float(image: Image.Image, form: str | None, path: Path) -> FloatArray:

@@ -121,4 +121,11 @@ def _check_ids(records: Sequence[Record]) -> None:
             raise DataError(
                 f"{record.where}: the id {record.id!r} occurs twice, first at {seen[record.id].where}"
             )
+        try:
+            f"{record.id}{record.unit}{record.source}".encode()
+        except UnicodeEncodeError:
+            name = ascii(f"{record.source}")
+            raise DataError(
+                f"{name}: the name is not UTF-8: rename the file (convmv does whole folders)"
+            ) from None
         seen[record.id] = record

@@ -13,15 +13,30 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 from torchvision.models import DenseNet, MNASNet, MobileNetV2, ShuffleNetV2
 from torchvision.models.inception import BasicConv2d, InceptionB, InceptionD
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from lapbench.errors import DefinitionError
 from lapbench.models.pooling import Pooling
+
+_COMPUTING = ("forward", "_forward", "_conv_forward", "__call__")
 
 
 def become(module: nn.Module, kind: type[nn.Module], **children: nn.Module | str | None) -> None:
-    """Turn a module into one of another class in place, with further children and settings."""
+    """Turn a module into one of another class in place, with further children and settings.
+
+    Errors: DefinitionError for one of a subclass that computes otherwise, which would be lost.
+    """
+    own = type(module)
+    plain = next(c for c in own.__mro__ if c.__module__.partition(".")[0] in ("torch", "torchvision"))
+    same = all(getattr(own, name, None) is getattr(plain, name, None) for name in _COMPUTING)
+    if not same or is_parametrized(module):
+        raise DefinitionError(
+            f"a {own.__name__} may compute otherwise than a {plain.__name__}, which would be lost with "
+            "LAP inside it: leave this site out, or put LAP behind it in the network's own code"
+        )
     module.__class__ = kind
     for name, child in children.items():
         setattr(module, name, child)

@@ -55,7 +55,7 @@ def cut(model: nn.Module, layer: int, *, n_classes: int) -> EarlyExit:
     Errors: DefinitionError for a layer that does not exist, heads that do not stand for one class each, and a
     network that torch.fx cannot trace.
     """
-    laps, heads = list(lap_layers(model)), lap_heads(model)
+    laps, heads = lap_layers(model), lap_heads(model)
     if not 1 <= layer <= len(laps):
         raise DefinitionError(f"the network has LAP layers 1 to {len(laps)}, there is no layer {layer}")
     named = [classes for classes in heads if classes]
@@ -72,11 +72,11 @@ def cut(model: nn.Module, layer: int, *, n_classes: int) -> EarlyExit:
                 f"{type(model).__name__} cannot be traced by torch.fx, and so not be cut: {error}"
             ) from error
         before = fx.GraphModule(model, graph)
-    (lap,) = (node for node in graph.nodes if node.op == "call_module" and node.target == laps[layer - 1])
+    lap = [node for node in graph.nodes if node.op == "call_module" and node.target in laps][layer - 1]
     (end,) = (node for node in graph.nodes if node.op == "output")
     with graph.inserting_before(lap):
         scored = lap.args[-1] if len(lap.args) > 1 else lap.kwargs.get("scored", lap.args[0])
-        before.add_submodule("scoring", lap_layers(model)[laps[layer - 1]].scoring)
+        before.add_submodule("scoring", laps[lap.target].scoring)
         maps = graph.call_module("scoring", (scored,))
     end.args = (maps,)
     graph.eliminate_dead_code()

@@ -28,7 +28,7 @@ from lapbench.models.lap import LAP, AdaptiveLAP2d, ConceptScoring, LAP2d
 from lapbench.models.lip import LIP
 from lapbench.models.pooling import Pair, Pooling, Strided, Window, as_pair
 from lapbench.models.predict import evaluating
-from lapbench.models.weighting import AnteHocPool
+from lapbench.models.weighting import AnteHocPool, antehoc_layers
 from lapbench.models.weights import copy_weights
 
 STEM_STRIDE = 4
@@ -55,13 +55,15 @@ _NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 class Site:
     """A place where a network reduces its maps, by the name of the module in the plain network.
 
-    channels_in, channels_out: of the plain module. in_paper: chosen by sites ``paper``.
+    channels_in, channels_out: of the plain module. in_paper: chosen by sites ``paper``. calls: how often a
+    pass through the network runs the module; LAP can stand in for one that runs once.
     """
 
     name: str
     channels_in: int
     channels_out: int
     in_paper: bool
+    calls: int = 1
 
 
 def plug(model: nn.Module, spec: Plug, *, classes: Sequence[str]) -> nn.Module:
@@ -81,6 +83,11 @@ def plug(model: nn.Module, spec: Plug, *, classes: Sequence[str]) -> nn.Module:
     plugged = copy.deepcopy(model)
     own = set(plugged.modules())
     for site in choose_sites(find_sites(plugged), spec.sites):
+        if site.calls > 1:
+            raise DefinitionError(
+                f"{type(model).__name__} runs its module {site.name!r} {site.calls} times: give each place a "
+                "module of its own, or leave it out of sites"
+            )
         _install(plugged, site, spec)
     weight = next(model.parameters())
     for module in set(plugged.modules()) - own:
@@ -148,19 +155,34 @@ def is_plugged(model: nn.Module) -> bool:
 
 
 def lap_layers(model: nn.Module) -> dict[str, LAP]:
-    """The network's LAPs by name, shallow to deep."""
+    """The network's LAPs by name, in the order in which it holds them: layers are counted as they run."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LAP)}
 
 
 def lip_layers(model: nn.Module) -> dict[str, LIP]:
-    """The network's LIPs by name, shallow to deep."""
+    """The network's LIPs by name, in the order in which it holds them."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LIP)}
 
 
 def is_added(model: nn.Module, key: str) -> bool:
     """Whether an entry of the network's state, by its name, is one that the plain network has not."""
     added = (name for name, module in model.named_modules() if isinstance(module, _ADDED))
-    return key.startswith(tuple(f"{name}." for name in added))
+    own = tuple(f"{name}.pool." for name in antehoc_layers(model))  # the pooling as it was
+    return key.startswith(tuple(f"{name}." for name in added)) and not key.startswith(own)
+
+
+def moved(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a plain network's weights under the names that they have in one with further layers.
+
+    Only a pooling that learns (heat maps) has another one, behind ante-hoc maps: they keep it as a child.
+    """
+    own, names = model.state_dict(), {key: key for key in state}
+    for name in antehoc_layers(model):
+        inner = {
+            key: key.replace(f"{name}.", f"{name}.pool.", 1) for key in state if key.startswith(f"{name}.")
+        }
+        names |= {key: new for key, new in inner.items() if key not in own and new in own}
+    return {names[key]: tensor for key, tensor in state.items()}
 
 
 def _last_pool(model: nn.Module, takes: Callable[[nn.Module], bool], wanted: str) -> tuple[str, int]:
@@ -172,7 +194,7 @@ def _last_pool(model: nn.Module, takes: Callable[[nn.Module], bool], wanted: str
         raise DefinitionError(
             f"{type(model).__name__} has no {wanted}: choose another architecture, or give it one"
         )
-    name, shape, _ = _probe(model, pools)[1][-1]
+    name, shape, *_ = _probe(model, pools)[1][-1]
     return name, shape[1]
 
 
@@ -191,7 +213,7 @@ def load_plain(model: nn.Module, state: Mapping[str, Tensor], *, source: str = "
 
     Errors: WeightsError that names missing, unexpected and mis-shaped entries; nothing is loaded then.
     """
-    copy_weights(model, state, source=source, optional=lambda key: is_added(model, key))
+    copy_weights(model, moved(model, state), source=source, optional=lambda key: is_added(model, key))
 
 
 def find_sites(model: nn.Module) -> list[Site]:
@@ -204,10 +226,10 @@ def find_sites(model: nn.Module) -> list[Site]:
     modules = dict(_candidates(model, _is_site))
     size, shapes = _probe(model, modules)
     sites = []
-    for name, shape_in, shape_out in shapes:
+    for name, shape_in, shape_out, calls in shapes:
         reduced = 2 ** round(math.log2(size / shape_in[2]))
         late = isinstance(modules[name], _NEVER_STEM) or reduced >= STEM_STRIDE
-        sites.append(Site(name, shape_in[1], shape_out[1], late))
+        sites.append(Site(name, shape_in[1], shape_out[1], late, calls))
     if (kind := type(model)) in blocks.GLOBAL_POOL:
         channels = _head_channels(model)
         sites.append(Site(GLOBAL_POOL, channels, channels, in_paper=True))
@@ -285,15 +307,19 @@ def _is_end(module: nn.Module) -> bool:
 
 def _probe(
     model: nn.Module, modules: Mapping[str, nn.Module]
-) -> tuple[int, list[tuple[str, torch.Size, torch.Size]]]:
-    """The side of an image, and the modules that it passes, in order, with the shapes they take and give.
+) -> tuple[int, list[tuple[str, torch.Size, torch.Size, int]]]:
+    """The side of an image, and in order the modules that it passes: shapes before and after, and calls.
 
     Nothing is computed: the tensors have shapes only.
     """
-    seen: dict[str, tuple[str, torch.Size, torch.Size]] = {}
+    seen: dict[str, tuple[str, torch.Size, torch.Size, int]] = {}
 
     def see(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda _module, args, out: seen.update({name: (name, args[0].shape, out.shape)})
+        def hook(_module: nn.Module, args: Any, out: Tensor) -> None:
+            calls = 1 + (seen[name][-1] if name in seen else 0)
+            seen[name] = name, args[0].shape, out.shape, calls
+
+        return hook
 
     channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}

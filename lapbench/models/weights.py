@@ -131,7 +131,7 @@ def copy_pretrained(
         and tensor.shape[1:] == own[key].shape[1:]
         and tensor.dim()
     }
-    if len(set(heads.values())) == 1:  # one number of classes became another
+    if len(set(heads.values())) == 1 and not all(map(optional, heads)):  # another number of classes
         out |= set(heads)
     kept = {key: tensor for key, tensor in fitting.items() if key not in out}
     copy_weights(model, kept, source=source, optional=lambda key: key in out or optional(key))

@@ -203,7 +203,10 @@ class Lesson(pl.LightningModule):
         schedule: torch.optim.lr_scheduler.LRScheduler
         if recipe.schedule == "one-cycle":
             schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimiser, recipe.learning_rate, total_steps=self.steps
+                optimiser,
+                recipe.learning_rate,
+                total_steps=self.steps,
+                cycle_momentum=recipe.optimiser == "adam",  # that of SGD is the recipe's
             )
         elif recipe.schedule == "cosine":
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=self.steps)

@@ -19,11 +19,13 @@ from lapbench.models import (
     Captioner,
     bla_layers,
     copy_pretrained,
+    copy_weights,
     is_added,
     lap_heads,
     lap_layers,
     load_weights,
 )
+from lapbench.models.plug import moved
 from lapbench.models.weighting import antehoc_layers
 from lapbench.train.batches import check_classes
 from lapbench.train.evaluation import measure
@@ -123,7 +125,7 @@ def train(
     except BaseException:
         model.cpu().load_state_dict(first_state)
         raise
-    model.cpu().load_state_dict(diary.best_state)
+    copy_weights(model.cpu(), diary.best_state)
     model.eval()
     return TrainingRecord(
         recipe=recipe.model_dump(mode="json"),
@@ -162,7 +164,7 @@ def _learn(
     """Train from the first epoch, or from the checkpoint where the diary holds epochs."""
     resumed = bool(diary.epochs)
     if resumed:
-        model.load_state_dict(diary.best_state)  # of what rests, the state of every epoch
+        copy_weights(model, diary.best_state)  # of what rests, the state of every epoch
     elif objective.recipe.pretrained is not None:
         _start_from(model, objective.recipe.pretrained)
     training, selection = dataset[data.train], dataset[data.select]
@@ -209,7 +211,7 @@ def _start_from(model: nn.Module, path: Path) -> None:
     weights = load_weights(path)
     if isinstance(model, Captioner) and not any(key.startswith("encoder.") for key in weights):
         model = model.encoder
-    copy_pretrained(model, weights, source=str(path), optional=lambda key: is_added(model, key))
+    copy_pretrained(model, moved(model, weights), source=str(path), optional=lambda key: is_added(model, key))
 
 
 def _for_task(recipe: Recipe, dataset: Dataset) -> Recipe:

@@ -174,6 +174,16 @@ def test_masks_are_looked_at(tmp_path):
     assert "b.png has 9×9 pixels (height × width), wanted 9×8" in told["sizes"][1]
     (tmp_path / "masks/a.png").write_bytes(b"no image")
     assert "a.png: no image that can be read" in found(tmp_path)["unreadable images"][1]
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "masks/a.png")
+    assert "a mask needs one number per pixel" in found(tmp_path)["unreadable images"][1]
+    Image.fromarray(np.zeros((9, 9), np.int32)).save(tmp_path / "masks/a.tif")
+    (tmp_path / "masks/a.tif").replace(tmp_path / "masks/a.png")
+    told = found(tmp_path)
+    assert told["unreadable images"][0] == "ok"
+    assert told["empty masks"][0] == "note" and "a.png" in told["empty masks"][1]
+    manifest = tmp_path / "scans.toml"
+    manifest.write_text(manifest.read_text().replace('label = "ill"', 'label = "ill"\nvalue = 1'))
+    assert found(tmp_path)["empty masks"][0] == "fault", "no mask holds a 1"
 
 
 # ------------------------------------------------------------------------------------------- the command

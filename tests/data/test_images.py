@@ -302,6 +302,56 @@ def test_mask_values(tmp_path):
         read_mask(save(tmp_path, Image.fromarray(COLOUR)))
 
 
+def test_white_of_a_one_bit_mask_is_any_value_but_zero(tmp_path):
+    path = save(tmp_path, Image.fromarray(GREY > 99))
+    with Image.open(path) as image:
+        assert image.mode == "1"
+    for value in (None, 1, 255):
+        np.testing.assert_array_equal(read_mask(path, value), GREY > 99)
+    np.testing.assert_array_equal(read_mask(path, 0), GREY <= 99)
+
+
+def test_a_mask_whose_levels_were_blurred_is_refused(tmp_path):
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:16, :16] = 255  # whole blocks of the format, which it keeps
+    np.testing.assert_array_equal(read_mask(save(tmp_path, Image.fromarray(mask), "a.jpg")), mask > 0)
+    mask[3:9, 5:21] = 255
+    path = save(tmp_path, Image.fromarray(mask), "b.jpg")
+    for value in (None, 255):
+        with pytest.raises(
+            DataError, match=r"b\.jpg: JPEG has blurred the levels of this mask: save it as PNG"
+        ):
+            read_mask(path, value)
+
+
+@pytest.mark.parametrize(
+    ("bits", "photometric", "what"), [(12, 1, "12 bits a pixel"), (16, 0, "white at 0"), (16, 1, None)]
+)
+def test_a_tiff_is_read_as_it_is_displayed_or_refused(tmp_path, bits, photometric, what):
+    """A TIFF of 4 × 2 pixels, written by hand: Pillow gives the stored numbers for the first two."""
+    levels = np.array([[0, 1000, 2000, 2**bits - 1]] * 2)
+    pairs = levels.reshape(-1, 2)
+    packed = (
+        bytes(b for x, y in pairs.tolist() for b in (x >> 4, (x & 15) << 4 | y >> 8, y & 255))
+        if bits == 12
+        else levels.astype("<u2").tobytes()
+    )
+    tags = [(256, 4), (257, 2), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 2)]
+    tags.append((279, len(packed)))
+    fields = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    start = struct.pack("<2sHI", b"II", 42, 8 + len(packed))
+    path = tmp_path / "a.tif"
+    path.write_bytes(start + packed + struct.pack("<H", len(tags)) + fields + bytes(4))
+    for read in (read_image, lambda path: read_resized(path, (2, 4), 1)):
+        if what is None:
+            np.testing.assert_allclose(read(path)[0], levels / 65535, atol=1e-6)
+        else:
+            with pytest.raises(
+                DataError, match=rf"a\.tif: a TIFF with {what} cannot be read: convert it to 16 bits"
+            ):
+                read(path)
+
+
 def test_mask_by_palette_index_not_by_colour(tmp_path):
     image = Image.fromarray((GREY % 3).astype(np.uint8)).convert("P")
     image.putpalette([9, 9, 9, 0, 0, 0, 0, 0, 0])

@@ -337,6 +337,18 @@ def test_mask_folders(tmp_path, write_image):
         read_mask_folders(tmp_path, **given)
 
 
+def test_masks_beside_their_images_are_no_images(tmp_path, write_image):
+    for name in ("a.png", "a_mask.png", "b.png", "deep/c.png", "deep/c_mask.png"):
+        write_image(tmp_path / "all" / name, 3, 4)
+    given = {"images": "all", "mask_folder": "all", "labels_by_mask": ("no", "yes")}
+    records = read_mask_folders(tmp_path, mask_suffix="_mask.png", **given)
+    assert [(r.id, r.label) for r in records] == [("a.png", "yes"), ("b.png", "no"), ("deep/c.png", "yes")]
+    with pytest.raises(
+        DefinitionError, match=r"a\.png would be its own mask: correct mask_folder or mask_suffix"
+    ):
+        read_mask_folders(tmp_path, mask_suffix=".png", **given)
+
+
 def test_masks_are_truth_and_resize(tmp_path, write_image):
     from lapbench.data import load_manifest, open_dataset
 

@@ -50,6 +50,17 @@ def test_what_is_cut_off_is_not_missed(architecture, parameters, side, spec):
     )  # nothing was taken away
 
 
+def test_layers_are_counted_as_they_run():
+    """In each branch of Inception's reductions the pooling runs first, and is held last."""
+    spec = THREE.model_copy(update={"mixed_mode": "per_branch", "concepts": THREE.concepts[:2]})
+    model, images = network("inception_v3", spec, aux_logits=False), torch.randn(2, 3, 107, 107)
+    said = answer(model, images)
+    for layer in range(1, said.sums.shape[1] + 1):
+        with torch.no_grad():
+            scores = cut(model, layer, n_classes=2)(images)
+        torch.testing.assert_close(scores[:, [1, 0]], said.sums[:, layer - 1])
+
+
 def test_the_network_is_left_as_it_was():
     model = network(width=8).train()
     state = {name: value.clone() for name, value in model.state_dict().items()}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.resnet import BasicBlock
 
 from lapbench.benchmark import Plug
 from lapbench.errors import DefinitionError, UnknownNameError, WeightsError
@@ -523,6 +524,31 @@ class Unusual(nn.Module):
         return self.layer(x)
 
 
+class Repeating(nn.Module):
+    """One pooling in three places."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x):
+        return self.pool(self.pool(self.pool(x)))
+
+
+class Halving(nn.Conv2d):
+    """A convolution that does more."""
+
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+class Gated(BasicBlock):
+    """A block that does more."""
+
+    def forward(self, x):
+        return super().forward(x).sigmoid()
+
+
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
@@ -535,6 +561,22 @@ class Unusual(nn.Module):
             "lap_position 'post_act' needs to know what follows the convolution 'layer' in Unusual: use",
         ),
         (Unusual(nn.MaxPool2d(2, 2, dilation=2)), {"sites": "all"}, "the pooling 'layer' is dilated"),
+        (
+            Unusual(Repeating()),
+            {"sites": "all"},
+            "Unusual runs its module 'layer.pool' 3 times: give each place a module of its own",
+        ),
+        (Unusual(Halving(3, 4, 3, 2)), {"sites": "all"}, "a Halving may compute otherwise than a Conv2d"),
+        (
+            Unusual(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3, 2))),
+            {"sites": "all"},
+            "a ParametrizedConv2d may compute otherwise",
+        ),
+        (
+            Unusual(Gated(3, 4, 2, downsample=nn.Sequential(nn.Conv2d(3, 4, 1, 2)))),
+            {"sites": "all"},
+            "a Gated may compute otherwise than a BasicBlock",
+        ),
         (Unusual(nn.Linear(5, 2)), {}, "takes images of none of the sizes 299, 224, 128, 64, 32, 28"),
     ],
 )  # fmt: skip

@@ -186,6 +186,7 @@ def test_the_last_layer_may_read_where_features_are(name, parameters):
     """The pooling may be to more than 1×1, or by heat maps: what is masked are the features before it."""
     plain = build(name, num_classes=2, parameters=parameters).eval()
     model, x = put_antehoc(plain, AnteHoc()), torch.randn(2, 3, 64, 64)
+    load_plain(model, {key: value.clone() for key, value in plain.state_dict().items()})
     (layer,) = antehoc_layers(model).values()
     features = []
     layer.features.register_forward_hook(lambda _m, _args, out: features.append(out))

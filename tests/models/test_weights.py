@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision import models
 
-from lapbench.benchmark import Plug
+from lapbench.benchmark import Concept, Plug
 from lapbench.errors import WeightsError
-from lapbench.models.plug import lap_layers, plug
+from lapbench.models.plug import is_added, lap_layers, plug
 from lapbench.models.weights import (
     copy_pretrained,
     copy_weights,
@@ -242,6 +242,18 @@ def test_mnasnet_loads_from_a_file_without_versions(tmp_path):
     copy_weights(model, load_weights(tmp_path / "w.safetensors"))
 
     assert weights_digest(model.state_dict()) == weights_digest(state)
+
+
+def test_concept_heads_of_another_number_are_no_classifier():
+    def network(*concepts: str):
+        heads = tuple(Concept(name=name, classes=(name,)) for name in concepts)
+        spec = Plug(concepts=heads, aggregation="sum" if len(heads) > 1 else "identity")
+        model = build("resnet18", num_classes=3, parameters={"width": 8})
+        return plug(model, spec, classes=("a", "b", "c"))
+
+    state, model = network("a", "b", "c").state_dict(), network("a")
+    with pytest.raises(WeightsError, match=r"of another shape: .*scoring\.head\.weight"):
+        copy_pretrained(model, state, optional=lambda key: is_added(model, key))
 
 
 def test_files_older_than_the_counter_of_batch_norm_load(state):

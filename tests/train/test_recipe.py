@@ -121,6 +121,29 @@ def test_a_finished_training_is_not_repeated(finished):
     assert second == record
 
 
+def test_a_network_that_asks_for_the_version_of_its_weights_is_given_them(tmp_path):
+    model = models.build("mnasnet0_5", num_classes=2, in_channels=1)
+    start = tmp_path / "start.safetensors"
+    models.save_weights(start, model.state_dict(), {})
+    other = models.build("mnasnet0_5", num_classes=2, in_channels=1)
+    run(tmp_path, model=other, plug=None, supervision="none", epochs=0, pretrained=start)
+    assert same_state(other, model)
+
+
+@pytest.mark.parametrize(("optimiser", "cycled"), [("sgd", False), ("adam", True)])
+def test_the_momentum_is_that_of_the_recipe(tmp_path, optimiser, cycled, monkeypatch):
+    """One cycle moves Adam's first beta, as its authors do; what a recipe says of SGD stays."""
+    seen = set()
+
+    def watch(lesson, *_):
+        (group,) = lesson.optimizers().param_groups
+        seen.add(group["betas"][0] if optimiser == "adam" else group["momentum"])
+
+    monkeypatch.setattr(Lesson, "on_train_batch_start", watch)
+    run(tmp_path, optimiser=optimiser, momentum=0.5, schedule="one-cycle", epochs=1)
+    assert (len(seen) > 1) == cycled and (cycled or seen == {0.5})
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
 def test_an_interrupted_training_ends_in_the_same_weights(schedule, tmp_path):
     fields = {

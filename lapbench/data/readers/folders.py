@@ -61,11 +61,20 @@ def read_mask_folders(
     top = _folder(root, images, "reader 'mask-folders'")
     records = []
     for split, place in (splits or {"": "."}).items():
+        masks = {}
         for path in _images(_folder(root, f"{images}/{place}", "reader 'mask-folders'")):
             name = path.relative_to(top)
-            mask = inside(
-                root, f"{mask_folder}/{name.with_name(name.stem + mask_suffix).as_posix()}", where=str(path)
-            )
+            beside = name.with_name(name.stem + mask_suffix).as_posix()
+            masks[path] = inside(root, f"{mask_folder}/{beside}", where=str(path))
+        all_masks = set(masks.values())  # which may lie among the images
+        for path, mask in masks.items():
+            if path == mask:
+                raise DefinitionError(
+                    f"reader 'mask-folders': {path} would be its own mask: correct mask_folder or mask_suffix"
+                )
+            if path in all_masks:
+                continue
+            name = path.relative_to(top)
             if label is not None and not mask.is_file():
                 raise DataError(
                     f"{path}: there is no mask {mask}: add it, or name labels_by_mask in the manifest"
