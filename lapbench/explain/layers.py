@@ -43,6 +43,8 @@ def _feature_maps(model: nn.Module, image: Tensor) -> list[str]:
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if name in names:  # of a module that runs often the last call is read
+                names.remove(name)
             if isinstance(output, Tensor) and output.ndim == 4 and output.shape[-2:].numel() > 1:
                 names.append(name)
 

@@ -21,6 +21,7 @@ from lapbench.models.predict import evaluating
 from lapbench.registry import Reach
 
 T = TypeVar("T")
+_ROUNDING = 1e-2  # of a gradient's largest value; what is lost under torch.no_grad() is more
 
 
 class Prepared:
@@ -72,7 +73,29 @@ def _tried(model: nn.Module, image: Tensor) -> Canonical:
             f"{type(model).__name__}, as torch.fx traces it, answers otherwise than it does itself: hooks "
             "that change values or weights do not show in its graph, nor do views that are changed in place"
         )
+    if not _same_gradient(model, form, image, wanted.argmax(1)):
+        raise NotApplicableError(
+            f"{type(model).__name__}, as torch.fx traces it, has another gradient than itself: neither "
+            "parts under torch.no_grad() nor functions with a backward pass of their own show in its graph"
+        )
     return form
+
+
+def _same_gradient(model: nn.Module, form: Canonical, image: Tensor, target: Tensor) -> bool:
+    """Whether the gradient of a logit by the image is that of PyTorch, as far as both can be told."""
+    image = image.detach().clone().requires_grad_()
+    with evaluating(model), torch.enable_grad():
+        logits = _answer(model, image.clone())
+        wanted = torch.autograd.grad(logits[0, target[0]], image)[0] if logits.requires_grad else None
+    try:
+        tape = Tape(form, image.detach(), form.images)
+        found = tape.walk_back(one_hot(tape.logits, target), derivatives.gradient)
+    except NotApplicableError:
+        return True  # to be said by those that walk
+    if wanted is None:
+        return not found.any()
+    bound = _ROUNDING * float(wanted.abs().max())
+    return torch.allclose(found, wanted, rtol=0, atol=bound, equal_nan=True)
 
 
 def _answer(model: nn.Module, images: Tensor) -> Tensor:

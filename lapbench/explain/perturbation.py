@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lapbench.errors import ExplainerError
 from lapbench.explain.attribution import Colour, flat_like
 from lapbench.explain.passes import passes_of
+from lapbench.models.predict import probabilities
 from lapbench.registry import Card, explainer
 
 AT_ONCE = 64
@@ -208,7 +209,7 @@ def _outputs(model: nn.Module, score: Score) -> Outputs:
     @torch.no_grad()
     def outputs(inputs: Tensor) -> Tensor:
         logits: Tensor = model(inputs).double()
-        return logits.softmax(1) if score == "probability" else logits
+        return probabilities(logits) if score == "probability" else logits
 
     return outputs
 

@@ -42,6 +42,11 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
+def probabilities(logits: Tensor) -> Tensor:
+    """The probabilities of classes by their logits, (n, classes); of a single logit by the sigmoid."""
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+
+
 @contextmanager
 def memory_errors() -> Iterator[None]:
     """Raise torch.OutOfMemoryError whichever memory ran out: CPUs say it by other errors."""

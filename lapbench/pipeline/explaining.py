@@ -8,17 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from lapbench.digest import plain
-from lapbench.errors import ExplainerError, LapbenchError
+from lapbench.errors import ExplainerError, LapbenchError, StoreError
 from lapbench.executor import MOST, Key, Task, in_batches, make
 from lapbench.explain import Maps, Prepared, Request, explain_together
 from lapbench.pipeline.answering import ask, read_logits
-from lapbench.pipeline.job import Block, Job, Purpose, Source
+from lapbench.pipeline.job import Block, Job, Purpose, Source, Subject
 from lapbench.pipeline.networks import Lazy, load_network
 from lapbench.pipeline.rows import missing_rows
 from lapbench.pipeline.samples import Samples
 from lapbench.report.results import write_file
 from lapbench.store import Shard
 from lapbench.train.hardware import resolve_device
+from lapbench.types import IntArray
 
 
 def explain(job: Job) -> list[str]:
@@ -148,7 +149,14 @@ def _targets(job: Job, source: Source, purpose: Purpose, block: Block, samples: 
     """The class explained in each sample (n,): the protocol's, or what the network itself predicts."""
     targets = job.targets(samples.labels(block))
     if targets is None:
-        logits = read_logits(job, source.subject, purpose) if source.subject else None
-        known = samples.labels(block) if logits is None else logits.argmax(axis=1)[list(block.indices)]
-        targets = known.astype(np.int64)
-    return torch.from_numpy(targets)
+        targets = _predicted(job, source.subject, purpose, block) if source.subject else samples.labels(block)
+    return torch.from_numpy(targets.astype(np.int64))
+
+
+def _predicted(job: Job, subject: Subject, purpose: Purpose, block: Block) -> IntArray:
+    """The class that a network predicts for each sample (n,). Errors: StoreError where that is gone."""
+    logits = read_logits(job, subject, purpose)
+    if logits is None:
+        raise StoreError(f"the answers of {subject.text} have gone from {job.store.root}: run again")
+    predicted: IntArray = logits.argmax(axis=1)[list(block.indices)]
+    return predicted

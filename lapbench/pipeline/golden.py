@@ -103,11 +103,11 @@ def _drawn(job: Job) -> Iterator[tuple[RowSource, str, FloatArray | None, str]]:
     """Yield every row with its name and its raw maps (n, h, w), or None and the reason why it has none."""
     for row in job.rows():
         source = row.sources[0]
+        shards = [job.store.read(*job.map_key(source, block)) for block in job.blocks("score")]
         failure = job.failure_path(source)
-        if failure.is_file():
+        if None in shards and failure.is_file():
             yield row, source.text, None, failure.read_text(encoding="utf-8")
             continue
-        shards = [job.store.read(*job.map_key(source, block)) for block in job.blocks("score")]
         yield row, source.text, np.concatenate([shard.maps for shard in shards if shard is not None]), ""
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lapbench.digest import plain
 from lapbench.executor import MOST, in_batches
 from lapbench.explain import explain
-from lapbench.models.predict import predict
+from lapbench.models.predict import predict, probabilities
 from lapbench.pipeline.job import Block, Job, Source, Subject
 from lapbench.pipeline.networks import Lazy, load_network
 from lapbench.pipeline.samples import Samples
@@ -126,6 +126,8 @@ def inquire(
         ids = [name for name, counts in zip(samples.ids(block), counted, strict=True) if counts]
 
         def draw(changed: FloatArray) -> FloatArray:
+            if not len(changed):  # none of the block's images counts
+                return maps
             raw = _maps(
                 job, source, network, torch.from_numpy(changed), torch.from_numpy(targets), masks, ids
             )
@@ -171,7 +173,7 @@ def _asks(job: Job, network: Asked, images: Tensor, targets: IntArray) -> list[P
 
 def _answer(network: Asked, target: int, images: FloatArray) -> Array:
     """Return the network's probability of a class for each image, (n,)."""
-    return np.asarray(network.logits(images).softmax(dim=1)[:, target])
+    return np.asarray(probabilities(network.logits(images))[:, target])
 
 
 def _nearness(network: Asked, target: int, unchanged: Tensor, images: FloatArray) -> Array:

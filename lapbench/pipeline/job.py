@@ -335,8 +335,11 @@ class Job:
         return self.workspace.cache / "rows" / f"{slug(row.explainer.row)}-{self.row_digest(row)[:16]}.json"
 
     def failure_path(self, source: Source) -> Path:
-        """Where it is noted why an explainer failed."""
-        what = digest_of({"source": source.identity(), "data": self.dataset.digest})
+        """Where it is noted why an explainer failed, to draw the maps that this run wants of it."""
+        purposes: tuple[Purpose, ...] = ("fit", "score")
+        what = digest_of(
+            [self.map_key(source, block) for purpose in purposes for block in self.blocks(purpose)]
+        )
         return self.workspace.cache / "failures" / f"{what[:16]}.txt"
 
     def targets(self, labels: IntArray) -> IntArray | None:

@@ -48,11 +48,11 @@ def draw_pictures(job: Job, leaderboard: Leaderboard) -> list[Path]:
     for model in job.benchmark.models:
         rows = [r for r in job.rows() if r.model is model and not r.randomised and job.row_path(r).is_file()]
         name = "maps.png" if model is job.benchmark.models[0] else f"maps-{slug(model.name)}.png"
-        if rows and not _keeping(job, name, _shown(job, rows)).is_file():
+        if rows and not _keeping(job, name, _shown(job, rows, leaderboard.title)).is_file():
             rows = _with_maps(job, name, rows)
         if rows:
             draw = partial(_draw_maps, job, model, rows, leaderboard)
-            drawn.append(_kept(job, name, _shown(job, rows), draw))
+            drawn.append(_kept(job, name, _shown(job, rows, leaderboard.title), draw))
     return drawn
 
 
@@ -79,9 +79,9 @@ def draw_figures(
     return drawn
 
 
-def _shown(job: Job, rows: list[RowSource]) -> list[str]:
+def _shown(job: Job, rows: list[RowSource], title: str) -> list[str]:
     """What a grid of maps shows."""
-    return [job.row_digest(row) for row in rows]
+    return [title, *(job.row_digest(row) for row in rows)]
 
 
 def _keeping(job: Job, name: str, what: object) -> Path:

@@ -94,14 +94,13 @@ def missing_maps(job: Job, row: RowSource) -> str:
     if not job.blocks("score"):
         return f"no image of the split {job.considered('score').name!r} has a truth to be scored against"
     for source in row.sources:
-        failure = job.failure_path(source)
-        if failure.is_file():
-            return failure.read_text(encoding="utf-8")
         for purpose in _PURPOSES:
             split = job.considered(purpose).name
             paths = [job.store.path(*job.map_key(source, block)) for block in job.blocks(purpose)]
             if not all(path.is_file() for path in paths):
-                return f"no maps of {source.text} on {split}: run `lapbench explain` first"
+                failure = job.failure_path(source)
+                why = f"no maps of {source.text} on {split}: run `lapbench explain` first"
+                return failure.read_text(encoding="utf-8") if failure.is_file() else why
     return ""
 
 
@@ -296,8 +295,10 @@ def _row(
         completeness_error=_completeness(job, outcomes),
         cells_per_object=_cells_per_object(job, outcomes[0].resolution),
         seeds=tuple(
-            SeedResult(seed=seed, mean=_mean(iou), threshold=fit.threshold)
-            for seed, iou, fit in zip(_seeds(row), tables["iou"], fits, strict=True)
+            SeedResult(
+                seed=seed, mean=_json(one.mean(job.benchmark.protocol.averaging)), threshold=fit.threshold
+            )
+            for seed, one, fit in zip(_seeds(row), selected, fits, strict=True)
         ),
     )
 

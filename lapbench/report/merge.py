@@ -196,6 +196,7 @@ def _protocol(board: Leaderboard) -> dict[str, Any]:
 
 
 def _merge_alike(group: Sequence[Submission]) -> Merged:
+    group = _by_name(group)
     renamed = [_told_apart(submission, group) for submission in group]
     entries: dict[Key, list[Submission]] = {}
     for submission in renamed:
@@ -242,6 +243,24 @@ def _joined(key: Key, submitters: Sequence[Submission]) -> tuple[Row, ImageScore
 def _credit(submission: Submission) -> dict[str, Any]:
     versions = submission.board.provenance.get("versions") or {}
     return {"by": submission.submitter.by, "note": submission.submitter.note, "versions": versions}
+
+
+def _by_name(group: Sequence[Submission]) -> list[Submission]:
+    """Number submitters of one name, in the order given, who ran other networks by one name."""
+    runs: dict[str, list[Submission]] = {}
+    for submission in group:
+        runs.setdefault(submission.submitter.by, []).append(submission)
+    meant = {by: {item for one in own for item in _networks(one.board).items()} for by, own in runs.items()}
+    twofold = {by for by, networks in meant.items() if len(networks) > len({name for name, _ in networks})}
+
+    def numbered(submission: Submission) -> Submission:
+        by = submission.submitter.by
+        if by not in twofold:
+            return submission
+        place = next(number for number, one in enumerate(runs[by], start=1) if one is submission)
+        return replace(submission, submitter=submission.submitter.model_copy(update={"by": f"{by} {place}"}))
+
+    return [numbered(submission) for submission in group]
 
 
 def _told_apart(submission: Submission, group: Iterable[Submission]) -> Submission:

@@ -4,6 +4,7 @@ Source: Modegh, Salimi, Rabiee, arXiv 2201.11808: predictivity is how often a LA
 how often it says what its network says.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -69,14 +70,23 @@ def learn_to_read(
 
     sums: F_C of the LAP paper, the sum of every concept map over its pixels, (n, h). lessons: the classes
     (n,) that the network learns. unseen: features (m, h) of other images. The features are standardised; Adam
-    ends when a tenth of the lessons, held back, gets no better.
+    ends when a tenth of the lessons, held back, gets no better, and of less than ten lessons a class, when
+    the loss does not. Where all lessons are of one class, it is certain.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
     from sklearn.preprocessing import StandardScaler
 
-    scaler = StandardScaler().fit(sums.astype(np.float64))
-    network = MLPClassifier((hidden,), early_stopping=True, max_iter=1000, random_state=seed)
-    network.fit(scaler.transform(sums.astype(np.float64)), lessons)
+    taught, counts = np.unique(lessons, return_counts=True)
     probabilities = np.zeros((len(unseen), n_classes), np.float32)
+    if len(taught) == 1:
+        probabilities[:, taught] = 1
+        return probabilities
+    scaler = StandardScaler().fit(sums.astype(np.float64))
+    held_back = counts.min() > 1 and len(lessons) >= 10 * len(taught)  # some of every class can be
+    network = MLPClassifier((hidden,), early_stopping=held_back, max_iter=1000, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of few lessons all is learned long before
+        network.fit(scaler.transform(sums.astype(np.float64)), lessons)
     probabilities[:, network.classes_] = network.predict_proba(scaler.transform(unseen.astype(np.float64)))
     return probabilities

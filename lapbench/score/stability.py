@@ -3,6 +3,7 @@
 The explainer is a function here: nothing in this room runs one.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
@@ -53,4 +54,5 @@ def stability(
 
 def _norm(values: FloatArray) -> Scores:
     """Return the Euclidean norm of every image or map, (n,)."""
-    return np.asarray(np.linalg.norm(values.reshape(len(values), -1).astype(np.float64), axis=1))
+    rows = values.reshape(len(values), math.prod(values.shape[1:])).astype(np.float64)
+    return np.asarray(np.linalg.norm(rows, axis=1))

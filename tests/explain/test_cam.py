@@ -182,6 +182,28 @@ def test_a_network_that_writes_to_its_images_does_not_change_them_while_its_laye
     assert torch.equal(batch, images(1, 8))
 
 
+def test_the_last_call_of_a_module_decides_whether_it_is_the_last_layer() -> None:
+    """One ReLU for all: behind the pooling it puts out a single cell."""
+
+    class Sharing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.act = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU()
+            self.pool, self.hidden, self.last = (
+                nn.AdaptiveAvgPool2d(1),
+                nn.Conv2d(4, 4, 1),
+                nn.Conv2d(4, 2, 1),
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.act(self.second(self.act(self.first(x))))
+            return self.last(self.act(self.hidden(self.pool(x)))).flatten(1)
+
+    model, batch = Sharing().eval(), images(2, 16)
+    assert layer_of(model, "last", batch) == "second"
+    assert explain(explainers.get("grad_cam"), model, batch, torch.tensor([0, 1])).values.shape == (2, 12, 28)
+
+
 def test_layers_are_found_by_name() -> None:
     assert maps("grad_cam", small_resnet(), images(), layer="layer2").shape == (3, 8, 12)
     with pytest.raises(ExplainerError, match="the network has no layer 'layer_3'; did you mean 'layer3'"):

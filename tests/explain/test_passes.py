@@ -326,12 +326,47 @@ class WritesToItsImages(nn.Module):
         return self.network(x.sub_(0.1))
 
 
+class Straight(torch.autograd.Function):
+    """The sign, whose gradient is taken for that of the identity."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.sign()
+
+    @staticmethod
+    def backward(_: Any, received: Tensor) -> Tensor:
+        return received
+
+
+class Binary(nn.Module):
+    """A network with a backward pass of its own: the graph shows a sign, whose gradient is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(Straight.apply(self.first(x)).relu().mean((2, 3)))
+
+
+class Gated(Binary):
+    """A network with a gate that nothing is learned from, and that the graph shows like any other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.first(x)
+        with torch.no_grad():
+            gate = (3 * features).sigmoid()
+        return self.last((features * gate).mean((2, 3)))
+
+
 UNTRACED: list[tuple[Callable[[], nn.Module], str, str]] = [
     (Untraceable, "body", "cannot be traced by torch.fx"),
     (with_lap, "layer4", "cannot be traced by torch.fx"),
     (hooked, "layer3", "as torch.fx traces it, answers otherwise than it does itself: hooks that change"),
     (WritesToAView, "network.layer4", "as torch.fx traces it, answers otherwise"),
     (WritesToItsImages, "network.layer4", "cannot be traced by torch.fx"),
+    (Binary, "first", "as torch.fx traces it, has another gradient than itself"),
+    (Gated, "first", "as torch.fx traces it, has another gradient than itself"),
 ]
 
 

@@ -175,6 +175,27 @@ def test_occlusion_against_a_loop(model: nn.Module) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("name", ["occlusion", "lime", "rise"])
+def test_a_single_logit_stands_for_the_probability_of_its_class(name: str) -> None:
+    """Its softmax is always 1, whatever the network sees."""
+    single, batch = (
+        nn.Sequential(nn.Conv2d(3, 1, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        batch_of(2, 12, 12),
+    )
+    both = nn.Sequential(single, Beside())  # the same as one of two classes
+    target = torch.tensor([0, 0])
+    found = maps(name, single, batch, target)
+    torch.testing.assert_close(found, maps(name, both, batch, target))
+    assert (found.amax((1, 2)) > found.amin((1, 2))).all()
+
+
+class Beside(nn.Module):
+    """A second class that always has the logit 0."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return torch.cat([logits, torch.zeros_like(logits)], 1)
+
+
 def test_occlusion_of_a_network_that_is_surer_than_float32_can_say() -> None:
     """Where 1 − p is about 1e-11, p falls by little, and yet by more here than there."""
 

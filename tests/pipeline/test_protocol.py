@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lapbench import pipeline
+from lapbench.errors import StoreError
 from lapbench.models.predict import predict
 from lapbench.pipeline.answering import read_logits
 from lapbench.pipeline.networks import load_network
@@ -110,6 +111,7 @@ def test_averaging(scored, usual, material):
     assert row.mean == pytest.approx((chosen & masks).sum() / (chosen | masks).sum(), abs=1e-9)
     assert row.ci_low < row.mean < row.ci_high and row.n == 15 and row.mean != usual[DEEPLIFT].mean
     assert row.pointing_game == usual[DEEPLIFT].pointing_game
+    assert row.seeds[0].mean == pytest.approx(row.mean, abs=1e-12)
 
 
 def test_orientation(scored, usual):
@@ -206,6 +208,12 @@ def test_target_predicted_is_what_the_network_answers_to_that_very_image(copied)
     _, _, _, of_class_1 = maps_and_targets(copied, target="present")
     for i, target in enumerate(shard.targets):
         assert np.array_equal(shard.maps[i], (of_class_0, of_class_1)[target].maps[i])
+
+
+def test_predictions_that_have_gone_are_no_labels(copied, monkeypatch):
+    monkeypatch.setattr("lapbench.pipeline.explaining.read_logits", lambda *_: None)
+    with pytest.raises(StoreError, match="the answers of plain have gone from"):
+        maps_and_targets(copied, target="predicted")
 
 
 def test_another_target_leaves_the_maps_of_controls(copied, finished):

@@ -112,7 +112,40 @@ def test_what_is_missing_decides_nothing_and_says_why():
 
     apart = Found(scores(0.5, 2).scores, tuple(f"other-{n}" for n in range(N)))
     alone = judge_claim(Claim(id="x", says="y", higher=A, than=(B,)), [(scores(0.6, 1), apart)])
-    assert alone.parts[0].reason == "the two have no image in common"
+    assert alone.parts[0].reason == "the two have no image in common that both score"
+
+
+def test_only_images_that_both_score_are_compared():
+    """An image that one lacks a score of (NaN) counts for neither, also where spreads are compared."""
+    ours, theirs = scores(0.6, 1, 3), scores(0.5, 2, 3)
+    spoilt = ours.scores.copy()
+    spoilt[1, 7] = np.nan
+    left = [place for place in range(N) if place != 7]
+    ids = tuple(IDS[place] for place in left)
+    for claim in (
+        Claim(id="x", says="y", higher=A, than=(B,)),
+        Claim(id="x", says="y", steadier=A, than=(B,)),
+    ):
+        found = judge_claim(claim, [(Found(spoilt, IDS), theirs)])
+        without = [(Found(ours.scores[:, left], ids), Found(theirs.scores[:, left], ids))]
+        assert found == judge_claim(claim, without)
+        assert found.parts[0].n == N - 1
+        none = judge_claim(claim, [(Found(np.full((3, N), np.nan), IDS), theirs)])
+        assert none.verdict == "not decidable" and "both score" in none.parts[0].reason
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+def test_few_images_of_one_training_seldom_decide_by_chance(n):
+    """Of 200 claims on equal means at most 5 % hold, and as many are contradicted (two standard errors)."""
+    random = np.random.default_rng(n)
+    claim = Claim(id="x", says="y", higher=A, than=(B,))
+    said = [
+        judge_claim(
+            claim, [tuple(Found(random.normal(size=(1, n)), IDS[:n]) for _ in range(2))], resamples=299
+        ).verdict
+        for _ in range(200)
+    ]
+    assert said.count("holds") <= 16 and said.count("does not hold") <= 16
 
 
 def test_five_equal_rows_are_rarely_said_to_contradict_a_claim():

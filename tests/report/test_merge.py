@@ -102,6 +102,18 @@ def test_another_network_of_the_same_name_is_told_apart(tmp_path: Path) -> None:
     assert all(row.complete for row in board.rows)
 
 
+def test_folders_of_one_name_with_other_networks_are_told_apart(tmp_path: Path) -> None:
+    first, second = (
+        submit(tmp_path / "0/out"),
+        submit(tmp_path / "1/out", iou=(0.1, 0.1, 0.1), weights="other"),
+    )
+    (board,) = joined(first, second)
+    assert [row.model for row in board.rows] == ["net (out 1)", "net (out 2)"]
+    assert all(row.complete for row in board.rows)
+    (board,) = joined(first, submit(tmp_path / "2/out", "LAP All"))
+    assert {row.model for row in board.rows} == {"net"}, "one network, two of whose explainers were run apart"
+
+
 def test_versions_of_data_are_never_mixed(tmp_path: Path) -> None:
     folders = submit(tmp_path / "ada"), submit(tmp_path / "bo", "DeepLIFT", data={**DATA, "digest": "b" * 64})
     merged = merge([read_submission(folder) for folder in folders])

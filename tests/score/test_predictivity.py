@@ -105,6 +105,16 @@ def test_concepts_are_read_as_two_layers_by_hand_would_read_them():
     assert np.allclose(read[:, :3], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("n", "classes"), [(1, 2), (4, 2), (10, 10), (10, 2), (30, 10)])
+def test_few_lessons_are_learned_without_holding_any_back(n, classes):
+    random = np.random.default_rng(0)
+    lessons = np.arange(n) % classes
+    read = learn_to_read(random.random((n, 3)), lessons, random.random((6, 3)), n_classes=classes)
+    assert read.shape == (6, classes) and np.allclose(read.sum(1), 1, atol=1e-5)
+    certain = learn_to_read(random.random((n, 3)), np.ones(n, int), random.random((6, 3)), n_classes=classes)
+    assert np.array_equal(certain, np.eye(classes, dtype=np.float32)[[1] * 6])
+
+
 def test_two_layers_read_what_the_largest_sum_cannot():
     """Exclusive or: which of two concepts is larger says nothing, but both together say all."""
     random = np.random.default_rng(0)

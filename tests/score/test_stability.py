@@ -71,6 +71,15 @@ def test_noise_is_uniform_within_the_radius_and_the_same_for_a_seed():
     assert not np.array_equal(near[0], near[1])
 
 
+def test_no_image_has_no_stability():
+    images, maps = np.zeros((0, 1, 4, 4), np.float32), np.ones((0, 4, 4), np.float32)
+    found = stability(lambda _: maps, images, maps, [images])
+    assert {name: scores.shape for name, scores in found.items()} == {
+        "local_lipschitz": (0,),
+        "max_sensitivity": (0,),
+    }
+
+
 def test_maps_of_another_shape_are_refused():
     images, maps = np.zeros((1, 1, 4, 4), np.float32), np.ones((1, 4, 4), np.float32)
     with pytest.raises(ScoreError, match=r"must be \(1, 4, 4\), found \(1, 2, 2\)"):
