@@ -115,6 +115,17 @@ def test_maps_of_other_images_are_not_compared(copied):
         faults(copied)
 
 
+def test_arrays_of_others_are_not_taken_for_golden_maps(tmp_path):
+    own = tmp_path / "own" / "experiment" / "embeddings.npy"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    with pytest.raises(
+        ResultError, match=r"embeddings\.npy, and no golden\.json calls them golden maps: name"
+    ):
+        update_golden(job(tmp_path / "job", "center"), tmp_path / "own")
+    assert own.is_file()
+
+
 def test_update_keeps_tolerances_and_leaves_nothing_behind(copied):
     content = json.loads((copied / "golden.json").read_text())
     content["tolerances"]["CAM on BB-LAP ResNet"] = 0.5

@@ -67,9 +67,14 @@ def index(
 ) -> None:
     """Write the first page of a folder of reports: all benchmarks in it, with their best rows."""
     with guarded():
+        from lapbench.errors import ResultError
         from lapbench.report.page.contents import render_contents
         from lapbench.report.results import write_file
 
+        if not folder.is_dir():
+            raise ResultError(f"there is no folder {folder}: name the one that holds the report folders")
+        if (folder / "leaderboard.json").is_file():
+            raise ResultError(f"{folder} is a report itself: name the folder that holds it")
         path = folder / "index.html"
         write_file(path, render_contents(folder).encode())
     print_line(f"Written to {path}")

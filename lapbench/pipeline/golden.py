@@ -73,9 +73,15 @@ def update_golden(job: Job, folder: Path) -> list[str]:
     """Write the maps of all rows of a job as the golden ones; return the rows. Tolerances are kept."""
     path = folder / "golden.json"
     old = read_record(path, GoldenMaps, mend=_MEND) if path.is_file() else None
+    stale = list(folder.glob("*/*.npy"))
+    if stale and old is None:
+        raise ResultError(
+            f"{folder}: there are arrays, such as {stale[0]}, and no golden.json calls them golden maps: "
+            "name another folder"
+        )
     explain(job)
-    for stale in folder.glob("*/*.npy"):
-        stale.unlink()
+    for file in stale:
+        file.unlink()
     tolerances = {}
     for row, name, maps, _ in _drawn(job):
         if maps is not None:

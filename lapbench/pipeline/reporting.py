@@ -1,10 +1,12 @@
 """Stage 4: the leaderboard, the scores of every image beside it, and the pictures."""
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 from lapbench import __version__
 from lapbench.digest import digest_of, digest_of_file, plain
+from lapbench.errors import ResultError
 from lapbench.pipeline.classification import summarise
 from lapbench.pipeline.job import Job, pretrained_identity
 from lapbench.pipeline.measures import randomisation_drops
@@ -12,6 +14,7 @@ from lapbench.pipeline.pictures import draw_pictures
 from lapbench.pipeline.rows import ScoredRow
 from lapbench.pipeline.scoring import scored_rows
 from lapbench.report import Estimate, Leaderboard, ModelSummary, Row, write_image_scores, write_report
+from lapbench.report.results import read_leaderboard
 
 
 def report(job: Job) -> Leaderboard:
@@ -19,6 +22,7 @@ def report(job: Job) -> Leaderboard:
     out = job.workspace.out
     models = {model.name: summarise(job, model) for model in job.benchmark.models}
     found = [scored for row in job.rows() for scored in scored_rows(job, row)]
+    _spare(job, found)
     drops = randomisation_drops(found, job.benchmark.protocol)
     leaderboard = Leaderboard(
         benchmark=job.benchmark.name,
@@ -33,6 +37,19 @@ def report(job: Job) -> Leaderboard:
     written = write_report(out, leaderboard, images)
     draw_pictures(job, written)
     return written
+
+
+def _spare(job: Job, found: Sequence[ScoredRow]) -> None:
+    """Raise ResultError where a report with scores would give way to one of another cache, without any."""
+    path = job.workspace.out / "leaderboard.json"
+    if any(scored.row.complete for scored in found) or not path.is_file():
+        return
+    complete = sum(row.complete for row in read_leaderboard(path).rows)
+    if complete:
+        raise ResultError(
+            f"{path}: {complete} rows are complete there, and {job.workspace.cache} has the scores of none: "
+            "name the cache that the report came from (--cache), or another folder (--out)"
+        )
 
 
 def _finished(job: Job, scored: ScoredRow, models: dict[str, ModelSummary], drop: Estimate | None) -> Row:

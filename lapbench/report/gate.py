@@ -120,6 +120,12 @@ def judge(
     if not before:
         of = f" of {', '.join(models)}" if models else ""
         raise ResultError(f"the baseline of {baseline.benchmark} has no row{of}: there is nothing to compare")
+    if not any(row.iou for row in before.values()):
+        reason = next(iter(before.values())).reason
+        raise ResultError(
+            f"no row of the baseline of {baseline.benchmark} has a score ({reason}): run the benchmark, and "
+            "accept it anew"
+        )
     reason = "; ".join(_apart(baseline, current))
     verdicts = {
         key: _unless_comparable(row, now.get(key), baseline, current, reason) for key, row in before.items()

@@ -1,13 +1,17 @@
 """The switches of the protocol: each changes what it should, on cached maps where the maps stay the same."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from lapbench import pipeline
-from lapbench.errors import StoreError
+from lapbench.errors import ResultError, StoreError
 from lapbench.models.predict import predict
 from lapbench.pipeline.answering import read_logits
+from lapbench.pipeline.job import Job
 from lapbench.pipeline.networks import load_network
 from lapbench.pipeline.samples import Samples
 from lapbench.score import normalise
@@ -254,3 +258,18 @@ def test_limits_of_the_definition_take_the_first_images(copied, finished):
 
     assert {row.n for row in board.rows} == {6} and board.models[0].n == 12
     assert {row.provenance["fits"][0]["n_maps"] for row in board.rows} == {10}
+
+
+def test_a_report_is_not_emptied_by_another_cache(trained, tmp_path):
+    text = tiny.with_explainers(PLAIN, "grad_cam", "random")
+    path = tiny.write_definition(trained, text=text)
+    pipeline.run(tiny.job(path, trained))
+    before = (trained / "out" / "leaderboard.json").read_bytes()
+    job = tiny.job(path, trained)
+    shutil.copytree(trained / "cache" / "weights", tmp_path / "other" / "weights")
+    elsewhere = replace(job.workspace, cache=tmp_path / "other")
+    with pytest.raises(
+        ResultError, match=r"rows are complete there, and .*other has the scores of none: name"
+    ):
+        pipeline.report(Job(job.benchmark, elsewhere))
+    assert (trained / "out" / "leaderboard.json").read_bytes() == before

@@ -31,6 +31,19 @@ def test_text_from_reports_is_escaped(tmp_path: Path) -> None:
     assert "&lt;b&gt;pasted&lt;/b&gt;" in page
 
 
+def test_links_lead_to_folders_of_any_name(tmp_path: Path) -> None:
+    write_leaderboard(tmp_path / "run #2 100%" / "leaderboard.json", make_leaderboard())
+    assert 'href="run%20%232%20100%25/leaderboard.json"' in render_contents(tmp_path)
+
+
+@pytest.mark.parametrize(("folder", "fault"), [("repots", "there is no folder"), ("a", "is a report itself")])
+def test_a_page_of_contents_is_written_where_reports_are(tmp_path: Path, folder: str, fault: str) -> None:
+    write_leaderboard(tmp_path / "a" / "leaderboard.json", make_leaderboard())
+    found = CliRunner().invoke(app, ["index", str(tmp_path / folder)])
+    assert found.exit_code == 2 and fault in " ".join(found.output.split())
+    assert not (tmp_path / folder / "index.html").exists()
+
+
 def test_a_folder_without_reports_says_so(tmp_path: Path) -> None:
     assert "No report here yet" in render_contents(tmp_path)
 

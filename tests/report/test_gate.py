@@ -235,6 +235,15 @@ def test_only_the_models_asked_for(tmp_path):
         judge(old, old, models=("other",))
 
 
+def test_a_baseline_without_a_score_is_refused(tmp_path):
+    old = results(tmp_path / "old", {"a": STEADY})
+    empty = old.model_copy(
+        update={"rows": tuple(r.model_copy(update={"iou": (), "reason": "no maps"}) for r in old.rows)}
+    )
+    with pytest.raises(ResultError, match=r"no row of the baseline of example has a score \(no maps\): run"):
+        judge(empty, old)
+
+
 def test_limits_that_mean_nothing_are_refused(tmp_path):
     old = results(tmp_path / "old", {"a": STEADY})
     for options in ({"min_effect": -0.1}, {"alpha": 0.0}, {"min_effect": math.nan}):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from lapbench.report.leaderboard import Board, boards
 from lapbench.report.page.document import digest, templates, text
@@ -29,7 +30,7 @@ def _entry(folder: Path, leaderboard: Leaderboard) -> dict[str, Any]:
     page = next((name for name in PAGES if (folder / name).is_file()), "leaderboard.json")
     return {
         "heading": leaderboard.title or leaderboard.benchmark,
-        "address": f"{folder.name}/{page}",
+        "address": quote(f"{folder.name}/{page}"),
         "facts": _facts(leaderboard),
         "rankings": [_ranking(board) for board in boards(leaderboard) if board.complete],
     }
