@@ -42,12 +42,14 @@ def leaderboard(
     """Join the results of many people and machines; exit with 1 where they contradict each other."""
     with guarded():
         from lapbench.report import render_terminal
+        from lapbench.report.leaderboard import ranked_and_grouped
         from lapbench.report.merge import folder_name, merge, ranks_of, read_submission, write_merged
 
         joined = merge([read_submission(folder) for folder in folders])
         for merged in joined:
-            board = merged.board
-            if out is not None:
+            if out is None:
+                board = ranked_and_grouped(merged.board, merged.images)
+            else:
                 board = write_merged(out / folder_name(merged, joined), merged)
             out_console.print(render_terminal(board))
             for note in merged.notes:

@@ -191,7 +191,7 @@ def _read_torch(path: Path) -> State:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a stranger's file may raise anything
-        first = (str(error) or type(error).__name__).splitlines()[0]
+        first = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]  # advice follows
         raise WeightsError(
             f"{path}: not a whole file of tensors only ({first}): save it again with "
             "torch.save(model.state_dict(), ...), or as safetensors; a pickled model is never loaded"

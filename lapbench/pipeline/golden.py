@@ -106,7 +106,14 @@ def _described(job: Job, old: GoldenMaps | None) -> GoldenMaps:
 
 
 def _drawn(job: Job) -> Iterator[tuple[RowSource, str, FloatArray | None, str]]:
-    """Yield every row with its name and its raw maps (n, h, w), or None and the reason why it has none."""
+    """Yield every row with its name and its raw maps (n, h, w), or None and the reason why it has none.
+
+    Errors: ResultError where no image has a truth.
+    """
+    if not job.blocks("score"):
+        raise ResultError(
+            f"no image of the split {job.considered('score').name!r} has a truth: ask for more images"
+        )
     for row in job.rows():
         source = row.sources[0]
         shards = [job.store.read(*job.map_key(source, block)) for block in job.blocks("score")]

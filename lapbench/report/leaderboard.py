@@ -60,6 +60,7 @@ BLA_COLUMNS = {
 }
 """Headings, and the measures below them."""
 NEAR_CHANCE = "⚠ near chance: its maps mean little"
+BELOW_CHANCE = "⚠ below chance: are the classes in the order of the network's outputs?"
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,16 @@ def write_report(
 
     images: the scores by image of the rows, by their keys; rows without have no group.
     """
-    ranked = leaderboard.model_copy(update={"rows": rank(leaderboard.rows)})
-    ranked = grouped(ranked, images)
+    ranked = ranked_and_grouped(leaderboard, images)
     write_leaderboard(folder / "leaderboard.json", ranked)
     write_file(folder / "leaderboard.md", render_markdown(ranked).encode())
     write_file(folder / "leaderboard.csv", render_csv(ranked).encode())
     return ranked
+
+
+def ranked_and_grouped(leaderboard: Leaderboard, images: Mapping[Key, ImageScores]) -> Leaderboard:
+    """Return a leaderboard with all of its rows compared with each other; images: as `write_report`."""
+    return grouped(leaderboard.model_copy(update={"rows": rank(leaderboard.rows)}), images)
 
 
 def render_markdown(leaderboard: Leaderboard) -> str:
@@ -180,7 +185,7 @@ def render_terminal(leaderboard: Leaderboard) -> "RenderableType":
     for _, columns, cells in model_tables(leaderboard.models):
         table = _plain_table(columns)
         for line in cells:
-            table.add_row(*_texts(line), style="yellow" if NEAR_CHANCE in line else "")
+            table.add_row(*_texts(line), style="yellow" if line[-1].startswith("⚠") else "")
         parts += [table, Text("")]
     for board in boards(leaderboard):
         parts.append(Text.assemble((board.title, "bold"), f": {_caption(leaderboard, board)}"))
@@ -236,7 +241,7 @@ def _model_cells(model: ModelSummary, measures: Sequence[str]) -> list[str]:
         _digits(1 / model.classes),
         f"{model.n:,}",
         ", ".join(map(str, model.seeds)) or NONE,
-        NEAR_CHANCE if model.near_chance else "",
+        BELOW_CHANCE if model.below_chance else NEAR_CHANCE if model.near_chance else "",
     ]
 
 

@@ -263,6 +263,15 @@ class ModelSummary(Record):
         """Whether a classifier is hardly better than guessing: a skill below 0.2, or none that is known."""
         return self.task == "classification" and (self.skill is None or self.skill < 0.2)
 
+    @property
+    def below_chance(self) -> bool:
+        """Whether guessing would clearly be better: classes may have been taken for each other."""
+        return (
+            self.task == "classification"
+            and self.skill is not None
+            and self.skill < -0.2 / (self.classes - 1)
+        )
+
 
 class Power(Record):
     """What a ranking can tell apart.

@@ -260,6 +260,11 @@ def test_coco_is_left_top_width_height_from_zero(read_json, tmp_path):
     assert records[0].source == tmp_path / "images/a.jpg"
 
 
+def test_coco_objects_that_do_not_exist_are_named(read_json):
+    with pytest.raises(DataError, match="there is no category 'dgo'; did you mean 'dog'"):
+        read_json(coco(), objects=("dgo",), labels_by_boxes=("no dog", "dog"))
+
+
 def test_coco_crowds(read_json):
     labels = ("no dog", "dog")
     assert read_json(coco(), objects=("dog",), labels_by_boxes=labels, crowds="keep")[1].label == "dog"
@@ -335,6 +340,8 @@ def test_mask_folders(tmp_path, write_image):
         read_mask_folders(tmp_path, label="ill", **given)
     with pytest.raises(DefinitionError, match="give either label or labels_by_mask"):
         read_mask_folders(tmp_path, **given)
+    with pytest.raises(DataError, match=r"reader 'mask-folders': there is no folder .*maskss: complete"):
+        read_mask_folders(tmp_path, labels_by_mask=("healthy", "ill"), images="images", mask_folder="maskss")
 
 
 def test_masks_beside_their_images_are_no_images(tmp_path, write_image):

@@ -310,6 +310,11 @@ def test_a_model_near_chance_is_one_that_hardly_beats_guessing() -> None:
     assert summary(0.27, 10).near_chance
     assert not summary(0.29, 10).near_chance
     assert summary(None, 2).near_chance
+    assert [summary(accuracy, 2).below_chance for accuracy in (0.0, 0.39, 0.41, 0.5, None)] == [
+        True,
+        True,
+    ] + [False] * 3
+    assert summary(0.05, 10).below_chance and not summary(0.09, 10).below_chance
     assert summary(0.55, 2).skill is not None
     assert abs((summary(0.55, 2).skill or 0) - 0.1) < 1e-12
 

@@ -16,6 +16,7 @@ from lapbench.report import (
     write_image_scores,
     write_leaderboard,
 )
+from lapbench.report.leaderboard import ranked_and_grouped
 from lapbench.report.merge import Merged, merge, ranks_of, read_submission, write_merged
 from lapbench.report.results import ImageScores
 
@@ -191,6 +192,19 @@ def test_validate_says_what_is_whole_and_what_is_not(tmp_path: Path) -> None:
     assert result.stdout == f"{whole}: ok, 1 rows of example version 1, by ada\n"
     assert f"{broken}: 1 fault" in result.stderr
     assert f"{tmp_path / 'nobody' / 'leaderboard.json'}: there is no such result" in result.stderr
+
+
+def test_what_is_printed_is_what_would_be_written(tmp_path: Path) -> None:
+    """All rows are compared with each other, not each with those of its own submission."""
+    folders = [
+        submit(tmp_path / name, name, tuple(np.random.default_rng(0).random(3) / 9 + low))
+        for name, low in (("a", 0.1), ("b", 0.5), ("c", 0.8))
+    ]
+    (merged,) = merge([read_submission(folder) for folder in folders])
+    printed = ranked_and_grouped(merged.board, merged.images)
+    written = write_merged(tmp_path / "out", merged)
+    assert [(r.rank, r.group) for r in printed.rows] == [(r.rank, r.group) for r in written.rows]
+    assert printed.power == written.power
 
 
 def test_leaderboard_joins_and_writes(tmp_path: Path) -> None:

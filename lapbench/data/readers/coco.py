@@ -14,7 +14,7 @@ from lapbench.data.boxes import to_half_open
 from lapbench.data.paths import inside
 from lapbench.data.record import Record
 from lapbench.data.text import read_text
-from lapbench.errors import DataError
+from lapbench.errors import DataError, suggest
 from lapbench.registry import reader
 from lapbench.types import Box
 
@@ -109,6 +109,9 @@ def _objects(
 ) -> dict[int, list[tuple[str, Box]]]:
     """Return the category and half-open box of the objects that count, by the id of their image."""
     names = {category.id: category.name for category in content.categories}
+    for name in wanted or ():
+        if name not in names.values():
+            raise DataError(f"{path}: there is no category {name!r}{suggest(name, names.values())}")
     found: dict[int, list[tuple[str, Box]]] = {image.id: [] for image in content.images}
     for item in content.annotations:
         where = f"{path}: annotation {item.id}"

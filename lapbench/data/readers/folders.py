@@ -59,6 +59,7 @@ def read_mask_folders(
     if (label is None) == (labels_by_mask is None):
         raise DefinitionError("reader 'mask-folders': give either label or labels_by_mask")
     top = _folder(root, images, "reader 'mask-folders'")
+    _folder(root, mask_folder, "reader 'mask-folders'")
     records = []
     for split, place in (splits or {"": "."}).items():
         masks = {}
