@@ -46,7 +46,7 @@ class Verdict:
     """What the gate says about one row.
 
     before, now: the means, over `n` images. difference, low, high: now − before, with its 95 % interval.
-    p_value: corrected for the number of rows. reason: in a sentence; empty where there is nothing to say.
+    p_value: corrected for the number of rows that moved. reason: in a sentence; empty where there is none.
     """
 
     model: str
@@ -195,11 +195,9 @@ def _compared(
     pairs: Sequence[tuple[BaselineRow, BaselineRow]], min_effect: float, alpha: float
 ) -> list[Verdict]:
     """Judge rows over the same images, all together."""
-    found = _differences(pairs)
-    p_values = _corrected([comparison.p_value for comparison in found])
     return [
-        _judged(old, new, replace(comparison, p_value=float(p)), min_effect, alpha)
-        for (old, new), comparison, p in zip(pairs, found, p_values, strict=True)
+        _judged(old, new, comparison, min_effect, alpha)
+        for (old, new), comparison in zip(pairs, _differences(pairs), strict=True)
     ]
 
 
@@ -207,7 +205,8 @@ def _differences(pairs: Sequence[tuple[BaselineRow, BaselineRow]]) -> list[Compa
     """Compare rows with their baselines; trainings are a source of chance only where they are others.
 
     p-values are of Student's t, for the claim is about means: the signed-rank test would take a skewed
-    difference for one, though its mean is 0.
+    difference for one, though its mean is 0. They are corrected for the number of rows that moved at all: one
+    that is the same to the last bit (a control, the same random weights) cannot raise an alarm.
     """
     tables = [(new.table, old.table) for old, new in pairs]
     for place, (old, new) in enumerate(pairs):
@@ -215,9 +214,10 @@ def _differences(pairs: Sequence[tuple[BaselineRow, BaselineRow]]) -> list[Compa
             tables[place] = (new.table.mean(axis=0), old.table.mean(axis=0))
     moved = [place for place, (now, then) in enumerate(tables) if not np.array_equal(now, then)]
     found = [Comparison(now.shape[-1], 0.0, 0.0, 0.0, 1.0, 0.5) for now, _ in tables]
-    for place, comparison in zip(moved, compare_all([tables[place] for place in moved]), strict=True):
-        p_value = chance(*mean_difference(*tables[place]))
-        found[place] = replace(comparison, p_value=p_value)
+    p_values = _corrected([chance(*mean_difference(*tables[place])) for place in moved])
+    comparisons = compare_all([tables[place] for place in moved])
+    for place, comparison, p_value in zip(moved, comparisons, p_values, strict=True):
+        found[place] = replace(comparison, p_value=float(p_value))
     return found
 
 

@@ -235,6 +235,23 @@ def test_only_the_models_asked_for(tmp_path):
         judge(old, old, models=("other",))
 
 
+def test_rows_that_cannot_move_decide_nothing(tmp_path):
+    """Twenty controls that are the same to the last bit do not excuse the row beside them."""
+    moved = np.clip(STEADY - 0.02 + np.random.default_rng(7).normal(0, 0.11, len(STEADY)), 0, 1)
+    controls = {f"control {n}": STEADY for n in range(20)}
+    verdicts = []
+    for place, others in enumerate(({}, controls)):
+        before, after = {"a": STEADY, **others}, {"a": moved, **others}
+        old = results(tmp_path / f"{place} old", before)
+        verdicts.append(
+            judge(old, results(tmp_path / f"{place} new", after, claimed=other_weights(after))).verdicts
+        )
+    (alone,), among = verdicts
+    found = next(verdict for verdict in among if verdict.explainer == "a")
+    assert (found.state, found.p_value) == (alone.state, alone.p_value) and 0 < found.p_value < 0.05
+    assert all(verdict.state == "ok" for verdict in among if verdict is not found)
+
+
 def test_a_baseline_without_a_score_is_refused(tmp_path):
     old = results(tmp_path / "old", {"a": STEADY})
     empty = old.model_copy(
