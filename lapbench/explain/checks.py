@@ -281,10 +281,10 @@ def _leaves_all_in_train_mode(case: Case) -> str | None:
 
 
 def _leaves_all_after_an_exception(case: Case) -> str | None:
-    """One of its operations fails: an early one, in the network; a late one, on the way back through it."""
+    """One of its operations fails: an early one, in the network; late ones, on the way back through it."""
     whole, faults = _Failing(), []
     case.call(_within(whole, case.function))
-    for part in (0.25, 0.75):
+    for part in (0.25, 0.75, 0.95):
         failing = _Failing(at=max(1, int(part * whole.count)))
         # suppressed: the planted exception, wrapped in anything
         with _traces(case) as found, suppress(Exception):

@@ -86,7 +86,8 @@ def _same_gradient(model: nn.Module, form: Canonical, image: Tensor, target: Ten
     image = image.detach().clone().requires_grad_()
     with evaluating(model), torch.enable_grad():
         logits = _answer(model, image.clone())
-        wanted = torch.autograd.grad(logits[0, target[0]], image)[0] if logits.requires_grad else None
+        score = logits.gather(1, target[:, None]).sum()
+        wanted = torch.autograd.grad(score, image)[0] if score.requires_grad else None
     try:
         tape = Tape(form, image.detach(), form.images)
         found = tape.walk_back(one_hot(tape.logits, target), derivatives.gradient)

@@ -50,7 +50,7 @@ def test_damaged_files_are_named_set_aside_and_made_again(copied, finished):
     cut, other, edited, blank = faults
     cut.write_text(cut.read_text()[:-100])
     other.write_text(row_files(cache, "oracle")[0].read_text())
-    edited.write_text(edited.read_text().replace('"n":15', '"n":14'))
+    edited.write_text(edited.read_text().replace('"n": 15', '"n": 14'))
     blank.write_text("")
     notes = []
     board = pipeline.run(tiny.job(copied / "tiny.toml", copied, notes=notes))
