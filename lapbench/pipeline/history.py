@@ -25,9 +25,6 @@ def run_and_note(job: Job, stages: dict[str, Callable[[Job], Any]]) -> Any:
     interrupted leaves no line.
     """
     started, seconds, result = datetime.now(UTC), {}, None
-    job.workspace.out.mkdir(
-        parents=True, exist_ok=True
-    )  # hours of work must not end at a folder that cannot be
     for name, stage in stages.items():
         start = time.perf_counter()
         result = stage(job)
