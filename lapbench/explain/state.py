@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -17,8 +17,8 @@ def untouched(model: nn.Module, *, seed: int = 0) -> Iterator[None]:
     Inside: eval mode, parameters need no gradient and hold none, gradients are enabled, and the generators
     of torch, NumPy and Python are forked and seeded. Afterwards, also after an exception: modes, hooks,
     attributes, sub-modules, buffers (values too), ``requires_grad``, ``grad`` and generators are what they
-    were. Values of parameters are not copied, for the cost: `lapbench.explain.check_explainer` finds who
-    writes to them.
+    were. Values of parameters are not copied, for the cost: `Weights` does that once for many calls, and
+    `lapbench.explain.check_explainer` finds who writes to them.
     """
     modules = [(module, _remember(module)) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -68,6 +68,33 @@ def _restore(module: nn.Module, memory: Memory) -> None:
 
 def _identities(table: dict[Any, Any]) -> list[tuple[Any, int]]:
     return [(key, id(value)) for key, value in table.items()]
+
+
+class Weights:
+    """A copy of a network's weights, to find out whether they were written to, and to put them back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._kept = [(name, p, p.data, p.detach().clone()) for name, p in model.named_parameters()]
+
+    def put_back(self) -> list[str]:
+        """Give all parameters the values that they had, and return the names of those that had others.
+
+        Values are compared, not versions: a write to ``parameter.data`` raises no version.
+        """
+        written = []
+        for name, parameter, own, value in self._kept:
+            if not _same(parameter.data, value):
+                own.copy_(value)
+                parameter.data = own
+                written.append(name)
+        return written
+
+
+def _same(found: Tensor, wanted: Tensor) -> bool:
+    """Whether two tensors hold the same values in the same kind of memory; NaN is the same as NaN."""
+    if (found.dtype, found.device, found.shape) != (wanted.dtype, wanted.device, wanted.shape):
+        return False
+    return torch.equal(found, wanted) or torch.allclose(found, wanted, rtol=0, atol=0, equal_nan=True)
 
 
 @contextmanager

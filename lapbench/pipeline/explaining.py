@@ -11,6 +11,7 @@ from lapbench.digest import plain
 from lapbench.errors import ExplainerError, LapbenchError, StoreError
 from lapbench.executor import MOST, Key, Task, in_batches, make
 from lapbench.explain import Maps, Prepared, Request, explain_together
+from lapbench.explain.state import Weights
 from lapbench.pipeline.answering import ask, read_logits
 from lapbench.pipeline.job import Block, Job, Purpose, Source, Subject
 from lapbench.pipeline.networks import Lazy, load_network
@@ -44,18 +45,18 @@ def explain(job: Job) -> list[str]:
 def _explain(job: Job, sources: Sequence[Source], network: Lazy, samples: Samples, text: str) -> list[str]:
     """Store the maps of one network's explainers, or the reasons why there are none, and return those."""
     failed: dict[str, LapbenchError] = {}  # by row
-    prepared: list[Prepared] = []  # made when the first map is missing
+    explained: list[_Explained] = []  # made when the first map is missing
 
     def compute(
         purpose: Purpose, block: Block, of: Mapping[Key, Source], keys: list[Key]
     ) -> Mapping[Key, Shard]:
-        if not prepared:
-            prepared.append(Prepared(network()))
+        if not explained:
+            explained.append(_Explained(network()))
         asked = [of[key] for key in keys if of[key].explainer.row not in failed]
         if not asked:
             return {}
         targets = _targets(job, asked[0], purpose, block, samples)
-        drawn = _draw(job, asked, prepared[0], samples, block, targets)
+        drawn = _draw(job, asked, explained[0], samples, block, targets)
         failed.update({row: result for row, result in drawn.items() if isinstance(result, LapbenchError)})
         return {
             key: Shard(
@@ -87,10 +88,56 @@ def _explain(job: Job, sources: Sequence[Source], network: Lazy, samples: Sample
     return reasons
 
 
+class _Explained:
+    """A network that is explained, and a copy of its weights: some explainers write to them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.prepared = Prepared(model)
+        self._weights = Weights(model)
+
+    def put_back(self) -> list[str]:
+        """Put back weights that were written to, and return their names; what was traced is forgotten."""
+        written = self._weights.put_back()
+        if written:
+            self.prepared = Prepared(self.prepared.model)
+        return written
+
+
 def _draw(
+    job: Job, sources: Sequence[Source], network: _Explained, samples: Samples, block: Block, targets: Tensor
+) -> dict[str, Maps | LapbenchError]:
+    """Ask explainers for a block's maps, by row.
+
+    They are asked again one by one, if memory does not hold what they share, or if the network has not kept
+    its weights: one of them has spoiled the maps of others. That is looked for once a block, for the cost.
+    """
+    try:
+        results, fault = _draw_together(job, sources, network.prepared, samples, block, targets), None
+    except ExplainerError as error:  # not even one sample fits
+        results, fault = {}, error
+    if written := network.put_back():
+        fault = _wrote(sources[0], written)
+    if fault is None:
+        return results
+    if len(sources) == 1:
+        return {sources[0].explainer.row: fault}
+    alone = (_draw(job, [source], network, samples, block, targets) for source in sources)
+    return {row: result for found in alone for row, result in found.items()}
+
+
+def _wrote(source: Source, written: Sequence[str]) -> ExplainerError:
+    more = f" and {len(written) - 1} more" if len(written) > 1 else ""
+    name = source.spec.name
+    return ExplainerError(
+        f"explainer {name!r} wrote to the weights of the network ({written[0]}{more}) and left them so: put "
+        f"them back in a finally; `lapbench check explainer {name}` shows whether it does"
+    )
+
+
+def _draw_together(
     job: Job, sources: Sequence[Source], network: Prepared, samples: Samples, block: Block, targets: Tensor
 ) -> dict[str, Maps | LapbenchError]:
-    """Ask explainers for a block's maps, by row; one by one, if memory does not hold what they share."""
+    """Ask explainers for a block's maps, by row. Errors: ExplainerError where memory holds no sample."""
     device = resolve_device(job.workspace.device)
     images, ids = samples.images(block), samples.ids(block)
     masks = torch.from_numpy(samples.masks(block))
@@ -113,14 +160,7 @@ def _draw(
         results.update({row: result for row, result in drawn.items() if isinstance(result, LapbenchError)})
         return {row: result for row, result in drawn.items() if isinstance(result, Maps)}
 
-    try:
-        parts = in_batches(batch, len(images), most=MOST[device.type])
-    except ExplainerError as error:  # not even one sample fits
-        if len(sources) == 1:
-            return {sources[0].explainer.row: error}
-        for source in sources:
-            results |= _draw(job, [source], network, samples, block, targets)
-        return results
+    parts = in_batches(batch, len(images), most=MOST[device.type])
     for source in sources:
         if source.explainer.row not in results:
             results[source.explainer.row] = _joined(source, [part[source.explainer.row] for part in parts])

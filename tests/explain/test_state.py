@@ -8,6 +8,7 @@ from torch import nn
 
 from explain.networks import images, small_resnet
 from lapbench.explain import untouched
+from lapbench.explain.state import Weights
 
 
 def havoc(model: nn.Module) -> None:
@@ -83,3 +84,16 @@ def test_gradients_flow_although_the_caller_is_in_inference_mode() -> None:
             x = batch.clone().requires_grad_()
             model(x).sum().backward()
             assert x.grad is not None
+
+
+def test_weights_are_put_back_where_they_were_and_nan_is_no_change():
+    model = small_resnet()
+    model.fc.bias.data[0] = torch.nan
+    weights, before, place = Weights(model), copy.deepcopy(model.state_dict()), model.conv1.weight.data_ptr()
+    assert weights.put_back() == []
+    model.conv1.weight.data = model.conv1.weight.data.double()
+    model.fc.bias.data.mul_(2)
+    assert weights.put_back() == ["conv1.weight", "fc.bias"]
+    assert model.conv1.weight.data_ptr() == place
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)

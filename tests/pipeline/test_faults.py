@@ -120,6 +120,60 @@ def test_an_explainer_that_raises_is_a_row_with_its_reason(trained, finished, te
     assert notes == [] and all(row.complete for row in mended.rows)
 
 
+def in_place(parameter):
+    parameter.add_(torch.randn_like(parameter))
+
+
+def by_data(parameter):
+    parameter.data.add_(torch.randn_like(parameter))
+
+
+def by_other_data(parameter):
+    parameter.data = torch.randn_like(parameter).half()
+
+
+@pytest.mark.parametrize("write", [in_place, by_data, by_other_data])
+def test_who_writes_to_the_weights_is_a_row_with_its_reason_and_spoils_no_other(
+    trained, finished, temporary, write
+):
+    def noisy(model, images, target):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                write(parameter)
+        return images[:, 0]
+
+    temporary("noisy", noisy)
+    text = tiny.with_explainers(PLAIN, "noisy", "grad_cam", "deeplift")
+    path = tiny.write_definition(trained, name="noisy.toml", text=text)
+    board = pipeline.run(tiny.job(path, trained))
+
+    reasons = {row.reason for row in board.rows if row.explainer == "Noisy"}
+    assert reasons == {
+        "explainer 'noisy' wrote to the weights of the network (conv1.weight and 37 more) and left them so: "
+        "put them back in a finally; `lapbench check explainer noisy` shows whether it does"
+    }
+    kept = [path.relative_to(trained / "cache") for path in (trained / "cache" / "maps").rglob("*.h5")]
+    explained = [path for path in kept if path.parent.name != "predictions"]
+    assert {path.parent.name for path in explained} == {"grad-cam", "deeplift"}
+    for path in explained:
+        with h5py.File(trained / "cache" / path) as found, h5py.File(finished.cache / path) as expected:
+            np.testing.assert_array_equal(found["arrays/maps"], expected["arrays/maps"])
+
+
+def test_who_puts_the_weights_back_is_no_culprit(trained, temporary):
+    def tidy(model, images, target):
+        own = {name: value.clone() for name, value in model.state_dict().items()}
+        with torch.no_grad():
+            for parameter in model.parameters():
+                in_place(parameter)
+        model.load_state_dict(own)
+        return images[:, 0]
+
+    temporary("tidy", tidy)
+    path = tiny.write_definition(trained, name="tidy.toml", text=tiny.with_explainers(PLAIN, "tidy"))
+    assert pipeline.explain(tiny.job(path, trained)) == []
+
+
 def test_maps_with_nan_are_counted_and_the_row_is_incomplete(trained, temporary):
     """One map in every batch of eight."""
 
