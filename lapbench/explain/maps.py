@@ -62,7 +62,7 @@ def explain(
         except Exception as error:
             raise ExplainerError(f"explainer {name!r} failed: {type(error).__name__}: {error}") from error
     maps = result if isinstance(result, Maps) else Maps(result)
-    return _checked(name, maps, len(images))
+    return _checked(name, maps, images)
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,10 @@ def _arguments(
     return arguments
 
 
-def _checked(name: str, maps: Maps, count: int) -> Maps:
+def _checked(name: str, maps: Maps, images: Tensor) -> Maps:
     """Return the maps detached and as float32. Errors: ExplainerError for anything that is not B maps."""
     values: Any = maps.values
+    count = len(images)
     if not isinstance(values, Tensor):
         raise ExplainerError(
             f"explainer {name!r} must return a tensor or Maps, found {type(values).__name__}"
@@ -157,9 +158,16 @@ def _checked(name: str, maps: Maps, count: int) -> Maps:
     if not values.is_floating_point():
         raise ExplainerError(f"explainer {name!r} must return floating-point maps, found {values.dtype}")
     for key, figure in maps.diagnostics.items():
-        if figure.shape != (count,):
+        if not isinstance(figure, Tensor) or figure.shape != (count,):
+            found = tuple(figure.shape) if isinstance(figure, Tensor) else type(figure).__name__
             raise ExplainerError(
-                f"diagnostic {key!r} of explainer {name!r} must be ({count},), found {tuple(figure.shape)}"
+                f"diagnostic {key!r} of explainer {name!r} must be ({count},), found {found}"
+            )
+    for tensor in (values, *maps.diagnostics.values()):
+        if tensor.device not in (images.device, torch.device("cpu")) or tensor.layout != torch.strided:
+            raise ExplainerError(
+                f"explainer {name!r} must return dense tensors on the images' device, {images.device}, or on "
+                f"the CPU, found {str(tensor.layout).removeprefix('torch.')} on {tensor.device}"
             )
     diagnostics = {key: figure.detach().clone() for key, figure in maps.diagnostics.items()}
     return Maps(values.detach().float().clone(), diagnostics)

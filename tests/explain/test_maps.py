@@ -51,6 +51,13 @@ def test_the_callers_images_are_not_touched() -> None:
         (lambda x: x[:2].sum(1), r"must return maps of shape \(3, h, w\), found \(2, 32, 48\)"),
         (lambda x: x[:, 0, :0], r"must return maps of shape \(3, h, w\), found \(3, 0, 48\)"),
         (lambda x: x.sum(1).long(), "must return floating-point maps, found torch.int64"),
+        (
+            lambda x: x.sum(1).to("meta"),
+            "must return dense tensors on the images' device, cpu, or on the CPU, found strided on meta",
+        ),
+        (lambda x: x.sum(1).to_sparse(), "must return dense tensors on .*, found sparse_coo on cpu"),
+        (lambda x: Maps(x.sum(1), {"error": torch.empty(3, device="meta")}), "found strided on meta"),
+        (lambda x: Maps(x.sum(1), {"error": 0.5}), r"diagnostic 'error' .* must be \(3,\), found float"),
         (lambda x: x.sum(1).numpy(), "must return a tensor or Maps, found ndarray"),
         (
             lambda x: Maps(x.sum(1), {"error": x.sum()}),
