@@ -6,7 +6,7 @@ same features for an image in every epoch, unless the image is changed at random
 
 import inspect
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,7 +77,7 @@ def on_features(
     possible = recipe.supervision == "none" and recipe.augment == Augment() and hardware.count == 1
     possible &= material.task == "classification"  # a table of features holds labels alone
     again = bool(antehoc_layers(model))  # the head answers a second time, which no graph of one pass shows
-    halves, device = halved(model) if possible and not again else None, hardware.first
+    halves, device = halved(model, recipe.learning) if possible and not again else None, hardware.first
     with ExitStack() as files:
         if halves is None or not _worth_it(model, halves, material, folder):
             yield model, material
@@ -111,8 +111,8 @@ def on_features(
         yield halves.tail, ready
 
 
-def halved(model: nn.Module) -> Halves | None:
-    """Cut a network before the first thing that learns or changes in training.
+def halved(model: nn.Module, learning: Sequence[str] = ()) -> Halves | None:
+    """Cut a network before the first thing that learns or changes in training; learning: see `rest`.
 
     None where nothing rests, no single value holds all that the rest of the network needs, torch.fx cannot
     trace the network, or training takes another way through it than evaluation (auxiliary classifiers).
@@ -121,7 +121,7 @@ def halved(model: nn.Module) -> Halves | None:
     try:
         evaluated = _traced(model.eval())
         model.train()
-        rest(model)
+        rest(model, learning)
         graph = _traced(model)
         if graph is None or evaluated is None or str(graph) != str(evaluated):
             return None

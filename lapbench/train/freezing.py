@@ -37,23 +37,33 @@ def only(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
             parameter.requires_grad_(wanted)
 
 
-def rest(model: nn.Module) -> None:
-    """Put modules whose parameters do not learn into evaluation mode: batch norm keeps its statistics."""
+def rest(model: nn.Module, names: Sequence[str] = ()) -> None:
+    """Put modules whose parameters do not learn into evaluation mode: batch norm keeps its statistics.
+
+    names: as `only` was given them; what has statistics but no parameters learns as a part of them alone.
+    """
+    named = {part for name in names for module in _named(model, name) for part in module.modules()}
     for module in model.modules():
-        own = list(module.parameters())
-        if own and not any(parameter.requires_grad for parameter in own):
+        own, statistics = list(module.parameters()), list(module.buffers(recurse=False))
+        if own:
+            rests = not any(parameter.requires_grad for parameter in own)
+        else:  # dropout has neither, and goes on before a classifier that learns
+            rests = bool(names and statistics) and module not in named
+        if rests:
             module.eval()
 
 
 def _parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
-    if name in _LAYERS:
-        modules: list[nn.Module] = list(_LAYERS[name](model).values())
-    else:
-        known = dict(model.named_modules())
-        if name not in known:
-            raise TrainingError(f"learning: the network has no module {name!r}{suggest(name, known)}")
-        modules = [known[name]]
-    found = [parameter for module in modules for parameter in module.parameters()]
+    found = [parameter for module in _named(model, name) for parameter in module.parameters()]
     if not found:
         raise TrainingError(f"learning: {name!r} has no parameters that could learn")
     return found
+
+
+def _named(model: nn.Module, name: str) -> list[nn.Module]:
+    if name in _LAYERS:
+        return list(_LAYERS[name](model).values())
+    known = dict(model.named_modules())
+    if name not in known:
+        raise TrainingError(f"learning: the network has no module {name!r}{suggest(name, known)}")
+    return [known[name]]

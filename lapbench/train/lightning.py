@@ -160,7 +160,7 @@ class Lesson(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Keep the parts that do not learn as they are."""
-        rest(self.model)
+        rest(self.model, self.recipe.learning)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the answers of the last epoch."""

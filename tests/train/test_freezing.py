@@ -2,16 +2,19 @@
 
 import pytest
 import torch
+from torch import nn
 
 from lapbench import pipeline
-from lapbench.benchmark import select
+from lapbench.benchmark import Recipe, select
 from lapbench.errors import DefinitionError, TrainingError
 from lapbench.models import lap_layers, load_weights
 from lapbench.models.weights import load_record
 from lapbench.models.zoo import build
 from lapbench.pipeline.networks import new_network
+from lapbench.train import train
 from lapbench.train.freezing import only, rest
 from tests.pipeline import tiny
+from tests.train.squares import CLASSES, DATA, dataset
 
 TUNED = tiny.DEFINITION.replace(
     "[[explainers]]",
@@ -50,6 +53,30 @@ def test_only_what_is_named_learns_and_all_is_put_back():
     assert moved and all(name.startswith(("layer4", "fc")) for name in moved)
     assert any("running_mean" in name for name in moved)  # batch norm that learns keeps count
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_statistics_without_parameters_count_in_what_learns_alone():
+    trunk, head = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)),
+        nn.Sequential(nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2, affine=False)),
+    )
+    network = nn.Sequential(*trunk, nn.Dropout(), head, nn.AdaptiveAvgPool2d(1), nn.Flatten()).train()
+    with only(network, ("3",)):
+        rest(network, ("3",))
+        network(torch.randn(4, 3, 8, 8))
+    assert not trunk[1].training and not trunk[1].running_mean.any()
+    assert head[1].running_mean.any()
+    assert network[2].training  # dropout is no statistic
+
+
+def test_statistics_without_parameters_rest_in_a_training(tmp_path):
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False), nn.Dropout(), nn.Conv2d(4, 4, 3),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, len(CLASSES)),
+    )  # fmt: skip
+    recipe = Recipe(epochs=1, batch_size=8, learning=("6",))
+    train(network, dataset(), data=DATA, recipe=recipe, device="cpu", workdir=tmp_path)
+    assert network[1].num_batches_tracked == 0 and not network[1].running_mean.any()
 
 
 @pytest.mark.parametrize(
