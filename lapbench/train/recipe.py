@@ -24,6 +24,7 @@ from lapbench.models import (
     lap_heads,
     lap_layers,
     load_weights,
+    weights_digest,
 )
 from lapbench.models.plug import moved
 from lapbench.models.weighting import antehoc_layers
@@ -255,10 +256,15 @@ def _objective(model: nn.Module, recipe: Recipe, plug: Plug | None, task: Task) 
 
 
 def _key(model: nn.Module, dataset: Dataset, data: Data, recipe: Recipe, plug: Plug | None, seed: int) -> str:
-    """Return the digest of what decides a training, apart from the first weights."""
+    """Return the digest of what decides a training, apart from the first weights that the model brings.
+
+    Errors: WeightsError for the recipe's start weights.
+    """
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     younger = [repr(layer) for layer in bla_layers(model).values()]  # those of BLA change no shape
     settings = [*younger, *(layer.spec for layer in antehoc_layers(model).values())]
+    if recipe.pretrained is not None:  # its path alone would not tell another file of the same name
+        settings.append(weights_digest(load_weights(recipe.pretrained)))
     return digest_of([dataset.digest, dataset.classes, data, recipe, plug, seed, shapes, *settings])
 
 

@@ -275,6 +275,17 @@ def test_another_trainings_checkpoint_is_set_aside(tmp_path):
     assert (tmp_path / "last.ckpt.broken").exists()
 
 
+def test_a_training_does_not_go_on_from_other_weights_of_the_same_path(tmp_path):
+    start, fields = tmp_path / "start.safetensors", {"epochs": 2, "iterations": 2}
+    models.save_weights(start, network(1).state_dict(), {})
+    with pytest.raises(Interruption):
+        run(tmp_path / "a", pretrained=start, progress=stop_at(3, Interruption()), **fields)
+    models.save_weights(start, network(2).state_dict(), {})
+    again, _ = run(tmp_path / "a", pretrained=start, **fields)
+    assert same_state(again, run(tmp_path / "b", pretrained=start, **fields)[0])
+    assert (tmp_path / "a" / "last.ckpt.broken").exists()
+
+
 def test_a_seed_decides_everything(tmp_path):
     fields = {"epochs": 1, "iterations": 4, "augment": Augment(brightness=0.2)}
     first, _ = run(tmp_path / "a", seed=5, **fields)
