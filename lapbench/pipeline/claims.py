@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lapbench.benchmark import Term
-from lapbench.errors import UnknownNameError
+from lapbench.errors import UnknownNameError, WeightsError
 from lapbench.pipeline.classification import measures_by_image
 from lapbench.pipeline.job import Job
 from lapbench.pipeline.other_tasks import measured
@@ -19,17 +19,25 @@ from lapbench.report.results import write_file, write_record
 def check_claims(job: Job) -> ClaimResults:
     """Hold every claim of the definition against the scores that are there; write claims.json and claims.md.
 
-    Errors: UnknownNameError for a measure that neither rows nor models have.
+    Nothing is said of a model that was not trained, and that is the reason of what cannot be decided.
+    Errors: UnknownNameError for a measure that neither rows nor models have; WeightsError where not one
+    model was trained.
     """
+    missing = {subject.model.name: subject.missing for subject in job.subjects() if subject.missing}
+    if missing and len(missing) == len(job.benchmark.models):
+        raise WeightsError(next(iter(missing.values())))
     terms = {term for claim in job.benchmark.claims for pair in claim.pairs for term in pair}
     wanted = {term.explainer for term in terms}
     rows = {
         scored.row.key: scored
         for row in job.rows()
-        if row.explainer.row in wanted
+        if row.explainer.row in wanted and (row.model is None or row.model.name not in missing)
         for scored in scored_rows(job, row)
     }
-    found = {term: _scores(job, term, rows) for term in terms}
+    found = {
+        term: Found(reason=missing[term.model]) if term.model in missing else _scores(job, term, rows)
+        for term in terms
+    }
     protocol = job.benchmark.protocol
     results = ClaimResults(
         benchmark=job.benchmark.name,

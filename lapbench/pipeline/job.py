@@ -70,12 +70,19 @@ class Subject:
     weights: Path
     randomised: bool = False
 
+    @property
+    def missing(self) -> str:
+        """Why it cannot be asked anything: its weights are not there, and what makes them; or nothing."""
+        if self.weights.is_file():
+            return ""
+        mend = "give the path of a file" if self.model.weights else "run `lapbench train` first"
+        return f"no weights for {self.model.name} ({self.weights}): {mend}"
+
     @cached_property
     def weights_digest(self) -> str:
         """SHA-256 of the weights file. Errors: WeightsError where there is none yet."""
-        if not self.weights.is_file():
-            mend = "give the path of a file" if self.model.weights else "run `lapbench train` first"
-            raise WeightsError(f"no weights for {self.model.name} ({self.weights}): {mend}")
+        if self.missing:
+            raise WeightsError(self.missing)
         return digest_of_file(self.weights)
 
     @property

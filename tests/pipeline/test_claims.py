@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from lapbench import pipeline
 from lapbench.benchmark import load_benchmark, select
 from lapbench.cli import app
-from lapbench.errors import DefinitionError, UnknownNameError
+from lapbench.errors import DefinitionError, UnknownNameError, WeightsError
 from pipeline import tiny
 
 CLAIMS = """
@@ -71,6 +71,35 @@ def test_before_the_run_nothing_is_decided(trained):
     assert {claim.verdict for claim in results.claims} == {"not decidable"}
     reasons = [part.reason for claim in results.claims for part in claim.parts]
     assert all("run `lapbench" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_claims_about_trained_models_are_judged_although_others_were_not_trained(copied, monkeypatch, given):
+    monkeypatch.chdir(copied)
+    (weights,) = (copied / "cache" / "weights").glob("plain-*.safetensors")
+    text = tiny.DEFINITION + CLAIMS
+    if given:
+        start = text.index("[models.recipe]\nepochs = 1")
+        table = f'weights = "{weights}"\n'
+        text = text[:start] + table + text[text.index("[[explainers]]") :]
+    weights.unlink()
+    path = tiny.write_definition(copied, text=text)
+    result = CliRunner().invoke(app, ["claims", str(path), "--cache", str(copied / "cache")])
+
+    assert result.exit_code == 3, result.output
+    found = json.loads((copied / "reports" / "tiny" / "claims.json").read_text())["claims"]
+    mend = "give the path of a file" if given else "run `lapbench train` first"
+    for claim in found[:2]:
+        assert claim["verdict"] == "not decidable"
+        assert {part["reason"] for part in claim["parts"]} == {f"no weights for plain ({weights}): {mend}"}
+    assert found[2]["parts"][0]["n"] > 0
+
+
+def test_without_any_weights_there_is_nothing_to_judge(copied):
+    shutil.rmtree(copied / "cache")
+    with pytest.raises(WeightsError, match=r"no weights for WS-LAP .*run `lapbench train` first"):
+        pipeline.check_claims(judged(copied))
+    assert not (copied / "out").exists()
 
 
 def test_a_claim_of_what_is_not_there_is_a_fault_of_the_definition(copied):
