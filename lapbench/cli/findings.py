@@ -106,6 +106,8 @@ def view(
     """Show the page of a benchmark in the browser, on this machine alone, until Ctrl-C."""
     path = Path(name) / "index.html"
     if not path.is_file():
+        with guarded():
+            _refuse_folder(Path(name))
         with opened_job(name, out, cache, data, limit, "auto", models, explainers, seed) as job:
             from lapbench import pipeline
 
@@ -118,3 +120,21 @@ def view(
             if browser:
                 webbrowser.open(server.address)
             server.serve_forever()
+
+
+def _refuse_folder(folder: Path) -> None:
+    """Raise ResultError for a folder without a page, unless it has the name of a shipped benchmark."""
+    from lapbench.benchmark import shipped
+    from lapbench.errors import ResultError
+    from lapbench.report import read_leaderboard
+
+    if not folder.is_dir() or str(folder) in {path.stem for path in shipped("benchmarks")}:
+        return
+    board = folder / "leaderboard.json"
+    if not board.is_file():
+        raise ResultError(f"{folder}: neither index.html nor leaderboard.json is there: name a report folder")
+    name = read_leaderboard(board).benchmark
+    raise ResultError(
+        f"{folder}: there is no index.html: write it with `lapbench report NAME --html --out {folder}`, "
+        f"where NAME is {name}, or the TOML file that defines it"
+    )

@@ -11,10 +11,9 @@ from lapbench.digest import plain
 from lapbench.pipeline import other_tasks
 from lapbench.pipeline.answering import Answers, read_answers, read_mlps
 from lapbench.pipeline.job import Job, Subject
-from lapbench.pipeline.measures import in_range
 from lapbench.report import Estimate, ModelSummary
 from lapbench.report.results import LapSummary
-from lapbench.report.statistics import bootstrap_means
+from lapbench.report.statistics import bootstrap_means, in_range
 from lapbench.score.predictivity import correctness, stand_alone
 
 Scores: TypeAlias = npt.NDArray[np.float64]

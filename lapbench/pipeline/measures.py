@@ -1,8 +1,6 @@
 """What a row tells beside its IoU: further scores of the same images, and IoU as a function of something."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -12,7 +10,7 @@ from lapbench.benchmark import Protocol
 from lapbench.pipeline.inquiry import Inquiry
 from lapbench.pipeline.rows import ScoredRow
 from lapbench.report.results import Curve, Estimate, Selection
-from lapbench.report.statistics import Interval, bootstrap_means
+from lapbench.report.statistics import bootstrap_means, in_range
 from lapbench.score import BoxSweep, ImageScores, Localisation, iou_by_size
 from lapbench.score.faithfulness import Faithfulness
 from lapbench.score.sweep import THRESHOLDS
@@ -20,27 +18,7 @@ from lapbench.score.sweep import THRESHOLDS
 Scores: TypeAlias = npt.NDArray[np.float64]
 RowKey: TypeAlias = tuple[str, str, str, bool]
 
-RANGES = {
-    "removal_correlation": (-1.0, 1.0),
-    "local_lipschitz": (0.0, math.inf),
-    "max_sensitivity": (0.0, math.inf),
-    "normalised_error": (0.0, math.inf),
-    "selected": (0.0, math.inf),
-}
-"""The least and the most that a score can be, where that is not 0 and 1."""
 _DECIMALS = 6
-
-
-def in_range(found: Mapping[str, Interval]) -> dict[str, Interval]:
-    """Return intervals, by the names of their scores, within what a score can be.
-
-    Student's t, of few trainings, may leave that range.
-    """
-    ranges = {name: RANGES.get(name, (0.0, 1.0)) for name in found}
-    return {
-        name: replace(one, low=max(one.low, ranges[name][0]), high=min(one.high, ranges[name][1]))
-        for name, one in found.items()
-    }
 
 
 def by_image(selection: Selection, outcomes: Sequence[Localisation]) -> dict[str, Scores]:
@@ -118,7 +96,8 @@ def randomisation_drops(rows: Sequence[ScoredRow], protocol: Protocol) -> dict[R
         for own, other in pairs.values()
     ]
     intervals = bootstrap_means(tables, confidence=protocol.confidence, resamples=protocol.resamples)
-    return {key: Estimate.of(found) for key, found in zip(pairs, intervals, strict=True)}
+    within = (in_range({"randomisation_drop": found})["randomisation_drop"] for found in intervals)
+    return {key: Estimate.of(found) for key, found in zip(pairs, within, strict=True)}
 
 
 def curves(

@@ -26,7 +26,7 @@ from lapbench.report.results import (
     SeedResult,
     Selection,
 )
-from lapbench.report.statistics import Interval, bootstrap_means, bootstrap_ratio
+from lapbench.report.statistics import Interval, bootstrap_means, bootstrap_ratio, in_range
 from lapbench.score import (
     BoxSweep,
     Localisation,
@@ -315,7 +315,7 @@ def _intervals(job: Job, selected: Sequence[Selected], tables: dict[str, Scores]
             np.stack([getattr(s, part)[scored] for s in selected]) for part in ("intersection", "union")
         )
         found["iou"] = bootstrap_ratio(*pooled, confidence=confidence, resamples=resamples)
-    return measures.in_range(found)
+    return in_range(found)
 
 
 def _cells_per_object(job: Job, resolution: tuple[int, int]) -> float | None:

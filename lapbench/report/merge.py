@@ -6,7 +6,6 @@ with the same maps, it is one row if its scores agree, and without a rank if the
 """
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from lapbench.digest import digest_of
 from lapbench.errors import ResultError
+from lapbench.report.evidence import contradictions
 from lapbench.report.leaderboard import write_report
 from lapbench.report.ranks import rank_leaderboards, render_ranks
 from lapbench.report.results import (
@@ -78,41 +78,30 @@ def read_submission(folder: Path) -> Submission:
     Errors: ResultError that lists every fault of the folder.
     """
     board = read_leaderboard(folder / "leaderboard.json")
+    _check_scores_are_there(folder, board)
     images, faults = {}, []
     for row in board.rows:
-        try:
-            if row.image_scores is not None:
+        if row.image_scores is not None:
+            try:
                 images[row.key] = read_image_scores(folder, row)
-            faults += _faults(board, row, images.get(row.key))
-        except ResultError as error:
-            faults.append(str(error))
+            except ResultError as error:
+                faults.append(str(error))
+    faults += contradictions(board, images)
     if faults:
         plural = "fault" if len(faults) == 1 else "faults"
         raise ResultError("\n  ".join([f"{folder}: {len(faults)} {plural}", *faults]))
     return Submission(folder, _submitter(folder), board, images)
 
 
-def _faults(board: Leaderboard, row: Row, images: ImageScores | None) -> list[str]:
-    """What a row says that the scores by image do not."""
-    name = f"{row.model}, {row.explainer} ({row.selection})"
-    if images is None:
-        return [f"{name}: a complete row needs its scores by image"] if row.complete else []
-    found = []
-    if (images.benchmark, images.benchmark_version) != (board.benchmark, board.benchmark_version):
-        found.append(
-            f"{name}: scores of {images.benchmark} version {images.benchmark_version}, "
-            f"the leaderboard is of {board.benchmark} version {board.benchmark_version}"
+def _check_scores_are_there(folder: Path, board: Leaderboard) -> None:
+    """Say once, and not of every row, that a report was copied without its scores by image."""
+    resting = sum(row.image_scores is not None for row in board.rows)
+    if resting and not (folder / "scores").is_dir():
+        raise ResultError(
+            f"{folder}: there is no folder scores, on which {resting} of its rows rest: copy it from where "
+            f"the report was written, or write it again with `lapbench report NAME --out {folder}`, where "
+            f"NAME is {board.benchmark}, or the TOML file that defines it"
         )
-    values = np.array(images.scores["iou"], np.float64).mean(axis=0)
-    scored = values[np.isfinite(values)]
-    if row.complete and len(scored) != row.n:
-        found.append(f"{name}: {row.n} images counted, {len(scored)} have a score")
-    pooled = _protocol(board).get("averaging") == "pooled"
-    if row.complete and not pooled and not math.isclose(float(scored.mean()), row.mean or 0, abs_tol=1e-9):
-        found.append(f"{name}: mean {row.mean}, that of the scores by image is {scored.mean()}")
-    if ((scored < 0) | (scored > 1)).any():
-        found.append(f"{name}: an IoU lies outside [0, 1]")
-    return found
 
 
 def _submitter(folder: Path) -> Submitter:
@@ -186,13 +175,8 @@ def _what_decides(board: Leaderboard) -> dict[str, Any]:
         "version": board.benchmark_version,
         "data": data.get("digest"),
         "limit": board.provenance.get("limit"),
-        "protocol": _protocol(board),
+        "protocol": board.protocol,
     }
-
-
-def _protocol(board: Leaderboard) -> dict[str, Any]:
-    found: Any = board.provenance.get("protocol") or {}
-    return dict(found)
 
 
 def _merge_alike(group: Sequence[Submission]) -> Merged:

@@ -305,6 +305,12 @@ class Leaderboard(Record):
             raise ValueError(f"found twice: {'; '.join(twice)}")
         return self
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """The protocol that all rows share, as far as it was recorded."""
+        found = self.provenance.get("protocol")
+        return dict(found) if isinstance(found, dict) else {}
+
 
 class ImageScores(Record):
     """The scores of every image behind one row.

@@ -10,7 +10,7 @@ So their part is Student's t over the trainings, and the images' part is resampl
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +22,15 @@ BCA_LIMIT = 20_000
 """Above so many images the jackknife of BCa, quadratic in their number, is left out; the skewness that it
 corrects, of order 1/√n, is then below what a table shows."""
 
+RANGES = {
+    "randomisation_drop": (-1.0, 1.0),
+    "removal_correlation": (-1.0, 1.0),
+    "local_lipschitz": (0.0, math.inf),
+    "max_sensitivity": (0.0, math.inf),
+    "normalised_error": (0.0, math.inf),
+    "selected": (0.0, math.inf),
+}
+"""The least and the most that a score can be, where that is not 0 and 1."""
 _BATCH = 2_000_000  # resampled indices held at once: 16 MB
 _DECIMALS = 9  # of interval ends: hides the last bits, in which differently blocked matrix products differ
 
@@ -186,6 +195,18 @@ def widen(interval: Interval, *tables: npt.ArrayLike, confidence: float) -> Inte
     low = interval.mean - found.margin((interval.mean - interval.low) / error, quantile)
     high = interval.mean + found.margin((interval.high - interval.mean) / error, quantile)
     return replace(interval, low=round(low, _DECIMALS), high=round(high, _DECIMALS))
+
+
+def in_range(found: Mapping[str, Interval]) -> dict[str, Interval]:
+    """Return intervals, by the names of their scores, within what a score can be.
+
+    Student's t, of few trainings, may leave that range.
+    """
+    ranges = {name: RANGES.get(name, (0.0, 1.0)) for name in found}
+    return {
+        name: replace(one, low=max(one.low, ranges[name][0]), high=min(one.high, ranges[name][1]))
+        for name, one in found.items()
+    }
 
 
 def _over_trainings(values: npt.ArrayLike) -> Numbers:

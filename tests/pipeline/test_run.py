@@ -17,6 +17,7 @@ from lapbench.pipeline import networks
 from lapbench.pipeline.job import Block, Subject
 from lapbench.pipeline.networks import load_network
 from lapbench.pipeline.samples import Samples
+from lapbench.report.merge import read_submission
 from lapbench.store import MapStore
 from pipeline import tiny
 
@@ -155,6 +156,10 @@ def test_scores_by_image_have_the_right_checksums_and_means(board, finished):
         assert np.mean(scores["scores"]["iou"]) == pytest.approx(row["mean"], abs=1e-12)
         named.add(row["image_scores"]["file"])
     assert len(named) == sum(row["complete"] for row in board["rows"])
+
+
+def test_what_a_run_reports_is_borne_out_by_its_scores(finished):
+    assert read_submission(finished.out).board == finished.board
 
 
 def test_csv_and_markdown_show_the_same_rows(board, finished):

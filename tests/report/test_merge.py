@@ -151,6 +151,23 @@ def test_a_complete_row_needs_its_images(tmp_path: Path) -> None:
         read_submission(folder)
 
 
+def test_a_report_without_its_scores_says_so_once_and_what_writes_them(tmp_path: Path) -> None:
+    folder = submit(tmp_path / "ada")
+    (folder / "scores").rename(tmp_path / "elsewhere")
+    with pytest.raises(ResultError) as error:
+        read_submission(folder)
+    assert str(error.value) == (
+        f"{folder}: there is no folder scores, on which 1 of its rows rest: copy it from where the report "
+        f"was written, or write it again with `lapbench report NAME --out {folder}`, where NAME is example, "
+        "or the TOML file that defines it"
+    )
+
+
+def test_an_interval_that_the_scores_do_not_bear_out_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match=r"interval \[0.49, 0.51\] of mean, that of the scores by image is"):
+        read_submission(submit(tmp_path / "ada", ci_low=0.49, ci_high=0.51))
+
+
 def test_changed_scores_by_image_are_refused(tmp_path: Path) -> None:
     folder = submit(tmp_path / "ada")
     (file,) = (folder / "scores").iterdir()
@@ -192,6 +209,15 @@ def test_validate_says_what_is_whole_and_what_is_not(tmp_path: Path) -> None:
     assert result.stdout == f"{whole}: ok, 1 rows of example version 1, by ada\n"
     assert f"{broken}: 1 fault" in result.stderr
     assert f"{tmp_path / 'nobody' / 'leaderboard.json'}: there is no such result" in result.stderr
+
+
+def test_view_says_what_writes_the_page_that_a_folder_has_not(tmp_path: Path) -> None:
+    folder, empty = submit(tmp_path / "ada"), tmp_path / "empty"
+    empty.mkdir()
+    result = call("view", folder, "--no-browser", code=2)
+    assert f"{folder}: there is no index.html: write it with `lapbench report NAME --html" in result.stderr
+    result = call("view", empty, "--no-browser", code=2)
+    assert f"{empty}: neither index.html nor leaderboard.json is there: name a report" in result.stderr
 
 
 def test_what_is_printed_is_what_would_be_written(tmp_path: Path) -> None:
