@@ -21,14 +21,27 @@ Base: TypeAlias = Literal[0, 1]
 
 
 def to_half_open(
-    values: tuple[float, float, float, float], convention: Convention, base: Base, *, where: str
+    values: tuple[float, float, float, float],
+    convention: Convention,
+    base: Base,
+    *,
+    where: str,
+    factor: float = 1.0,
 ) -> Box:
     """Turn four numbers of a declared convention into a half-open box.
 
-    Errors: DataError naming ``where`` for a number that is not finite and for an empty or inverted box.
+    factor: multiplies the box, where it was drawn on an image of another size.
+    Errors: DataError naming ``where`` for a number that is not finite, for an empty or inverted box, and for
+    fractions of the image in the place of pixels.
     """
     if not all(math.isfinite(v) for v in values):
         raise DataError(f"{where}: a box needs four finite numbers, found {list(values)}")
+    # a box of whole numbers may be the first pixel; a factor above 1 may be the side of the image
+    if factor <= 1 and all(0 <= v <= 1 for v in values) and any(v % 1 for v in values):
+        raise DataError(
+            f"{where}: the box {list(values)} lies within one pixel, as if it were in fractions of the image:"
+            " multiply them by the image's width and height, since boxes are in pixels"
+        )
     a, b, c, d = values
     x0, y0 = a - base, b - base
     if convention == "xywh":
@@ -42,7 +55,7 @@ def to_half_open(
             f" pixels wide and"
             f" {box.height:g} high: correct the annotation, or the convention in the manifest"
         )
-    return box
+    return scale(box, factor, factor)
 
 
 def from_half_open(box: Box, convention: Convention, base: Base) -> tuple[float, float, float, float]:

@@ -62,6 +62,26 @@ def test_numbers_that_are_not_finite_are_refused(bad):
         to_half_open((0, bad, 3, 3), "xyxy", 0, where="a")
 
 
+@pytest.mark.parametrize(
+    ("values", "convention", "base"),
+    [
+        ((0.25, 0.5, 0.75, 1), "xyxy", 0),
+        ((0.0, 0.0, 0.5, 1.0), "xywh", 0),
+        ((0.1, 0.2, 0.3, 0.4), "xyxy-inclusive", 1),
+    ],
+)
+def test_fractions_of_the_image_are_no_pixels(values, convention, base):
+    with pytest.raises(DataError, match=r"boxes\.csv:7: .* fractions .*: multiply them by the image's width"):
+        to_half_open(values, convention, base, where="boxes.csv:7")
+
+
+def test_a_factor_may_be_the_side_of_the_image():
+    assert to_half_open((0.25, 0.5, 0.75, 1), "xyxy", 0, where="x", factor=16) == Box(4, 8, 12, 16)
+    assert to_half_open((0, 0, 8, 4), "xywh", 0, where="x", factor=1 / 16) == Box(0, 0, 0.5, 0.25)
+    with pytest.raises(DataError, match="fractions"):
+        to_half_open((0.25, 0.5, 0.75, 1), "xyxy", 0, where="x", factor=1 / 16)
+
+
 def test_rows_are_y_and_columns_are_x():
     mask = rasterise([Box(1, 2, 4, 3)], height=5, width=7)
     wanted = np.zeros((5, 7), bool)

@@ -82,6 +82,7 @@ def test_groups_and_splits_from_columns(table):
         ("id,x,y,width,height\np1,1,1,two,2\n", r"t\.csv:2: a box needs four numbers"),
         ("id,x,y,width,height\np1,1,1,nan,2\n", r"t\.csv:2: a box needs four finite numbers"),
         ("id,x,y,width,height\np1,,,,\np1,1,1,-3,2\n", r"t\.csv:3: the box .* is -3 pixels wide"),
+        ("id,x,y,width,height\np1,1,1,2,2\np2,0.1,0.2,0.5,0.5\n", r"t\.csv:3: the box .* in fractions"),
         ("id,x,y,width,height\n,1,1,2,2\n", r"t\.csv:2: the column 'id' is empty"),
         ("id,x,y,width,height\n../p1,1,1,2,2\n", r"t\.csv:2: the path '../p1.png' must be relative"),
         ('id,x,y,width,height\n"p1,1,1,2,2\n', r"t\.csv:2: not a valid table"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import PositiveFloat
 
-from lapbench.data.boxes import Base, Convention, scale, to_half_open
+from lapbench.data.boxes import Base, Convention, to_half_open
 from lapbench.data.paths import inside
 from lapbench.data.record import Record
 from lapbench.data.text import numbers, read_rows
@@ -51,8 +51,8 @@ def read_csv_boxes(
     group_column: what splits keep together, by default the image. images_without_boxes: a second table, with
     the same id, label, split and group columns, of images that may have no row in the first. box_scale:
     multiplies coordinates where the boxes were drawn on images of another size (1/16 for 64-pixel copies of
-    images of 1024). Errors: DataError naming file and line; DefinitionError where the source of the label is
-    not declared once.
+    images of 1024; the side, where boxes are fractions of square images of one size). Errors: DataError
+    naming file and line; DefinitionError where the source of the label is not declared once.
     """
     if (label_column is None) == (labels_by_boxes is None):
         raise DefinitionError("reader 'csv-boxes': give either label_column or labels_by_boxes")
@@ -64,8 +64,8 @@ def read_csv_boxes(
         entry = _entry(images, name, row, facts, where)
         cells = [row[column] for column in box_columns]
         if any(cells):
-            box = to_half_open(numbers(cells, where=where), convention, base, where=where)
-            entry.boxes.append(scale(box, box_scale, box_scale))
+            values = numbers(cells, where=where)
+            entry.boxes.append(to_half_open(values, convention, base, where=where, factor=box_scale))
     if images_without_boxes:
         for where, name, row in _rows(root, images_without_boxes, id_column, facts, delimiter):
             _entry(images, name, row, facts, where)
