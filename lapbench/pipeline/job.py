@@ -177,6 +177,11 @@ class Job:
             decoded_cache=self.workspace.cache / "decoded",
         )
         check_names(self.benchmark, dataset)
+        if dataset.n_outside:
+            self.workspace.notify(
+                f"{dataset.n_outside:,} boxes of {dataset.name} lie outside their images and are left out: "
+                f"`lapbench data check {data.manifest}` tells which"
+            )
         return dataset
 
     @cached_property

@@ -70,9 +70,10 @@ def _finished(job: Job, scored: ScoredRow, models: dict[str, ModelSummary], drop
 def shared_provenance(job: Job) -> dict[str, Any]:
     """What all rows of a benchmark share: definition, data, protocol and versions."""
     dataset = job.dataset
+    left_out = {"boxes_outside": dataset.n_outside} if dataset.n_outside else {}
     return {
         "definition": digest_of(_placeless(job)),
-        "data": {"name": dataset.name, "version": dataset.version, "digest": dataset.digest},
+        "data": {"name": dataset.name, "version": dataset.version, "digest": dataset.digest, **left_out},
         "protocol": plain(job.benchmark.protocol),
         "limit": job.workspace.limit,
         "versions": {

@@ -9,6 +9,7 @@ from PIL import Image
 from lapbench import pipeline
 from lapbench.data import dataset
 from lapbench.pipeline import samples
+from lapbench.pipeline.reporting import shared_provenance
 from lapbench.pipeline.samples import Samples
 from pipeline import tiny
 
@@ -96,3 +97,15 @@ def test_what_is_too_large_for_memory_is_decoded_once_into_a_file(job, decoded, 
     assert len(list((job.workspace.cache / "decoded").glob("*"))) == (0 if budget else 1)
     split = job.dataset["test"]
     np.testing.assert_array_equal(asked.pixels(everything), [sample.image for sample in split])
+
+
+def test_boxes_outside_their_images_are_told_and_counted_in_the_record(job, tmp_path):
+    assert "boxes_outside" not in shared_provenance(job)["data"]
+    with (tmp_path / "boxes.csv").open("a") as file:
+        file.write("test1,test,900,900,5,5\ntest3,test,-9,0,9,9\n")
+    notes = []
+    changed = tiny.job(tmp_path / "tiny.toml", tmp_path, data=tmp_path, notes=notes)
+
+    assert shared_provenance(changed)["data"]["boxes_outside"] == 2
+    mend = f"`lapbench data check {tmp_path / 'few-digits.toml'}` tells which"
+    assert notes == [f"2 boxes of few-digits lie outside their images and are left out: {mend}"]
