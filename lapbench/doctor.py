@@ -13,8 +13,8 @@ from typing import Literal
 from lapbench.errors import LapbenchError
 
 NEEDED = (
-    "torch", "torchvision", "pytorch-lightning", "captum", "scikit-learn", "numpy", "scipy", "matplotlib",
-    "h5py", "safetensors", "pillow", "pydantic", "rich", "typer",
+    "torch", "torchvision", "pytorch-lightning", "captum", "scikit-learn", "numpy", "scipy", "numba",
+    "matplotlib", "h5py", "safetensors", "pillow", "pydantic", "rich", "typer",
 )  # fmt: skip
 
 

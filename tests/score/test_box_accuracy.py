@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -220,6 +222,19 @@ def test_shards_join():
 def test_each_map_needs_its_boxes():
     with pytest.raises(ScoreError, match="2 maps need the boxes of as many images, found 1"):
         sweep_boxes(np.zeros((2, 3, 3)), [[]])
+
+
+def test_loops_are_compiled_where_nothing_can_be_kept():
+    """As in a container whose folders are all read-only."""
+    code = """
+import numba.core.caching
+numba.core.caching.FunctionCache._impl_class._locator_classes = []
+from lapbench.score.components import components
+import numpy
+print(len(components(numpy.eye(4, dtype=numpy.uint8), False)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "4\n", done.stderr
 
 
 def test_boxes_of_a_mask_are_those_of_its_parts():
