@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import gc
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -118,6 +119,7 @@ def train(
                 _learn(
                     model, dataset, data, objective, hardware, diary or Diary(key), seed, workdir, progress
                 )
+            gc.collect()  # Lightning's trainer and the lesson hold each other, and with them all decoded images
             diary = _read_checkpoint(workdir / CHECKPOINT, key)
         if diary is None:
             raise TrainingError(

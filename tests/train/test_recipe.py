@@ -1,6 +1,7 @@
 """Whole trainings of a tiny network on a tiny data set."""
 
 import dataclasses
+import gc
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from lapbench.errors import TrainingError, WeightsError
 from lapbench.train import evaluate, metrics, seeded, train
 from lapbench.train import recipe as recipe_module
 from lapbench.train.hardware import Hardware
+from lapbench.train.images import InMemory
 from lapbench.train.lightning import Lesson
 from tests.train.squares import CLASSES, DATA, PLUG, dataset, network
 
@@ -128,6 +130,16 @@ def test_a_network_that_asks_for_the_version_of_its_weights_is_given_them(tmp_pa
     other = models.build("mnasnet0_5", num_classes=2, in_channels=1)
     run(tmp_path, model=other, plug=None, supervision="none", epochs=0, pretrained=start)
     assert same_state(other, model)
+
+
+def test_images_leave_the_memory_with_the_training(tmp_path):
+    """Or a benchmark of many networks would hold them once for each."""
+    gc.disable()  # Python itself collects when it pleases
+    try:
+        run(tmp_path, epochs=1)
+        assert not any(isinstance(thing, InMemory) for thing in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("optimiser", "cycled"), [("sgd", False), ("adam", True)])
