@@ -119,7 +119,7 @@ def train(
                 _learn(
                     model, dataset, data, objective, hardware, diary or Diary(key), seed, workdir, progress
                 )
-            gc.collect()  # Lightning's trainer and the lesson hold each other, and with them all decoded images
+            gc.collect()  # Lightning's trainer and the lesson hold each other, and with them all images
             diary = _read_checkpoint(workdir / CHECKPOINT, key)
         if diary is None:
             raise TrainingError(
