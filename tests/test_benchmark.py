@@ -50,6 +50,23 @@ def test_there_are_shipped_definitions():
     assert {"quickstart", "deeppcb"} <= {path.stem for path in shipped("benchmarks")}
 
 
+@pytest.mark.parametrize("name", ["deeppcb", "rsna", "rsna_inception"])
+def test_table_2_gives_lap_its_own_threshold_and_all_others_the_fitted_one(name):
+    claims = {claim.id: claim for claim in load_benchmark(name).claims}
+    for supervision in ("WS", "BB"):
+        for claim, own in (("T2a", "native"), ("T2a-fitted", "threshold")):
+            pairs = claims[f"{claim}-{supervision}"].pairs
+            terms = {term for pair in pairs for term in pair}
+            assert {term.explainer: term.selection for term in terms} == {
+                "LAP All": own,
+                "Grad-CAM": "threshold",
+                "Guided Grad-CAM": "threshold",
+                "Guided Backprop": "threshold",
+                "DeepLIFT": "threshold",
+                "Relevance-CAM": "threshold",
+            }
+
+
 def test_an_unknown_name_is_answered_with_the_nearest():
     said = re.escape("there is no benchmark 'quikstart'; did you mean 'quickstart'?")
     with pytest.raises(UnknownNameError, match=f"^{said}$"):
