@@ -67,6 +67,44 @@ def test_table_2_gives_lap_its_own_threshold_and_all_others_the_fitted_one(name)
             }
 
 
+def compared(claim):
+    """What a claim sets against what: model, explainer and measure of both."""
+    return [[(term.model, term.explainer, term.score) for term in pair] for pair in claim.pairs]
+
+
+@pytest.mark.parametrize(
+    ("name", "network"), [("deeppcb", "ResNet-18"), ("rsna", "ResNet-18"), ("rsna_inception", "Inception V3")]
+)
+def test_table_1_compares_boxes_with_labels_at_every_lap(name, network):
+    found = [compared(claim) for claim in load_benchmark(name).claims if claim.id.startswith("T1b-boxes")]
+    ours, theirs = (f"{supervision}-LAP {network}" for supervision in ("BB", "WS"))
+    measures = [f"{kind}_{lap}" for kind in ("predictivity", "faithfulness") for lap in (1, 2, 3, 4)]
+
+    assert sorted(found) == sorted([[(ours, None, m), (theirs, None, m)]] for m in measures)
+
+
+@pytest.mark.parametrize(
+    ("name", "networks"),
+    [("celeba_smile", ("ResNet-18", "Inception V3")), ("celeba_smile_small", ("ResNet-18",))],
+)
+def test_table_3_asks_every_lap_for_its_faithfulness(name, networks):
+    claims = [claim for claim in load_benchmark(name).claims if claim.id.startswith("T3b-faithfulness")]
+
+    assert [compared(claim) for claim in claims] == [
+        [[(f"WS-LAP {network}", None, f"faithfulness_{lap}"), (f"WS-LAP {network}", None, "accuracy")]]
+        for network in networks
+        for lap in (1, 2, 3, 4)
+    ]
+
+
+def test_the_two_readings_of_algorithm_1_are_compared():
+    claims = [claim for claim in load_benchmark("ablations").claims if claim.id.startswith("A3-soft")]
+
+    assert [compared(claim) for claim in claims] == [
+        [[(model, "LAP All", "iou"), (model, "LAP All (strict)", "iou")]] for model in ("WS-LAP", "BB-LAP")
+    ]
+
+
 def test_an_unknown_name_is_answered_with_the_nearest():
     said = re.escape("there is no benchmark 'quikstart'; did you mean 'quickstart'?")
     with pytest.raises(UnknownNameError, match=f"^{said}$"):
