@@ -105,6 +105,15 @@ def test_the_two_readings_of_algorithm_1_are_compared():
     ]
 
 
+@pytest.mark.parametrize("name", ["deeppcb", "rsna", "rsna_inception", "celeba_smile", "celeba_smile_small"])
+def test_what_is_compared_in_accuracy_was_trained_as_long(name):
+    benchmark = load_benchmark(name)
+    recipes = [model.recipe for model in benchmark.models]
+
+    assert any(claim.id.startswith("C2") for claim in benchmark.claims)
+    assert len({(recipe.epochs, recipe.iterations) for recipe in recipes if recipe}) == 1 and all(recipes)
+
+
 def test_an_unknown_name_is_answered_with_the_nearest():
     said = re.escape("there is no benchmark 'quikstart'; did you mean 'quickstart'?")
     with pytest.raises(UnknownNameError, match=f"^{said}$"):
