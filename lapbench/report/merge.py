@@ -2,7 +2,8 @@
 
 A submission is a report folder; ``submission.json`` beside its leaderboard says whose it is. Rows are joined
 only where benchmark, version, data and protocol are the same. Where two submissions hold the same row, made
-with the same maps, it is one row if its scores agree, and without a rank if they do not.
+with the same maps, it is one row if its scores agree, and without a rank if they do not. What was joined may
+be joined again: its rows say who submitted them, and what was contradicted stays so.
 """
 
 import json
@@ -23,6 +24,7 @@ from lapbench.report.ranks import rank_leaderboards, render_ranks
 from lapbench.report.results import (
     ImageScores,
     Leaderboard,
+    ModelSummary,
     Ranking,
     Record,
     Row,
@@ -53,6 +55,10 @@ class Submission:
     submitter: Submitter
     board: Leaderboard
     images: dict[Key, ImageScores]
+
+    def who(self, row: Row) -> tuple[str, ...]:
+        """Whose row it is: of a joined folder, those who submitted it."""
+        return row.submitted_by or (self.submitter.by,)
 
 
 @dataclass(frozen=True)
@@ -200,33 +206,48 @@ def _merge_alike(group: Sequence[Submission]) -> Merged:
         update={
             "models": tuple(models[name] for name in sorted(models)),
             "rows": tuple(rows),
-            "provenance": {**first.provenance, "submissions": [_credit(one) for one in group]},
+            "provenance": {**first.provenance, "submissions": _credits(group)},
         }
     )
     return Merged(board, images, tuple(notes))
 
 
 def _joined(key: Key, submitters: Sequence[Submission]) -> tuple[Row, ImageScores | None, str]:
-    """One row of many: the first complete one, without a rank where another contradicts it."""
+    """One row of many: the first complete one, without a rank where any contradicts it, now or before."""
     rows = {one: next(row for row in one.board.rows if row.key == key) for one in submitters}
     complete = [one for one in submitters if rows[one].complete]
     first = (complete or list(submitters))[0]
-    row, dispute = rows[first], ""
+    row, images = rows[first], first.images.get(key)
+    disputes = [
+        earlier.reason.removeprefix(_CONTRADICTION)
+        for earlier in rows.values()
+        if earlier.reason.startswith(_CONTRADICTION)
+    ]
     for other in complete[1:]:
-        if fault := _contradiction(row, rows[other], first.images.get(key), other.images.get(key)):
-            dispute = f"{first.submitter.by} and {other.submitter.by} {fault}"
-    update: dict[str, Any] = {
-        "rank": None,
-        "provenance": {**row.provenance, "submitted_by": [one.submitter.by for one in submitters]},
-    }
+        if fault := _contradiction(row, rows[other], images, other.images.get(key)):
+            ours, theirs = (", ".join(one.who(rows[one])) for one in (first, other))
+            disputes.append(f"{ours} and {theirs} {fault}")
+    dispute = "; ".join(dict.fromkeys(disputes))
+    who = dict.fromkeys(name for one in submitters for name in one.who(rows[one]))
+    update: dict[str, Any] = {"rank": None, "provenance": {**row.provenance, "submitted_by": list(who)}}
     if dispute:
         update |= {"complete": False, "reason": f"{_CONTRADICTION}{dispute}"}
-    return row.model_copy(update=update), first.images.get(key), dispute
+    return row.model_copy(update=update), images, dispute
 
 
-def _credit(submission: Submission) -> dict[str, Any]:
-    versions = submission.board.provenance.get("versions") or {}
-    return {"by": submission.submitter.by, "note": submission.submitter.note, "versions": versions}
+def _credits(group: Iterable[Submission]) -> list[Any]:
+    """Who submitted what was joined, each once, also where parts of it had been joined before."""
+    found: list[Any] = []
+    for submission in group:
+        provenance = submission.board.provenance
+        own = {
+            "by": submission.submitter.by,
+            "note": submission.submitter.note,
+            "versions": provenance.get("versions") or {},
+        }
+        earlier = provenance.get("submissions")
+        found += [one for one in (earlier if isinstance(earlier, list) else [own]) if one not in found]
+    return found
 
 
 def _by_name(group: Sequence[Submission]) -> list[Submission]:
@@ -248,24 +269,33 @@ def _by_name(group: Sequence[Submission]) -> list[Submission]:
 
 
 def _told_apart(submission: Submission, group: Iterable[Submission]) -> Submission:
-    """Let models whose name means another network elsewhere carry who ran them."""
+    """Let models whose name means another network elsewhere carry who ran them.
+
+    A network that carries it already on a joined board has the same name everywhere.
+    """
     ours = _networks(submission.board)
-    names = {
-        name: f"{name} ({submission.submitter.by})"
-        for other in group
-        for name, networks in _networks(other.board).items()
-        if name in ours and ours[name] != networks
-    }
+    names: dict[str, str] = {}
+    for other in group:
+        for name, network in _networks(other.board).items():
+            if name in ours and ours[name] != network:
+                names.setdefault(name, f"{name} ({submission.submitter.by})")
+        for model in other.board.models:
+            called = model.provenance.get("called")
+            if isinstance(called, str) and ours.get(called) == _network(model):
+                names[called] = model.name
     if not names:
         return submission
 
-    def renamed(record: Any, field: str) -> Any:
+    def renamed(record: Any, field: str, **update: Any) -> Any:
         name = getattr(record, field)
-        return record.model_copy(update={field: names.get(name, name)})
+        return record.model_copy(update={field: names[name], **update}) if name in names else record
 
     board = submission.board.model_copy(
         update={
-            "models": tuple(renamed(model, "name") for model in submission.board.models),
+            "models": tuple(
+                renamed(model, "name", provenance={**model.provenance, "called": model.name})
+                for model in submission.board.models
+            ),
             "rows": tuple(renamed(row, "model") for row in submission.board.rows),
         }
     )
@@ -278,7 +308,11 @@ def _told_apart(submission: Submission, group: Iterable[Submission]) -> Submissi
 
 def _networks(board: Leaderboard) -> dict[str, str]:
     """The networks that a name stands for, as digests."""
-    return {model.name: digest_of(model.provenance.get("networks")) for model in board.models}
+    return {model.name: _network(model) for model in board.models}
+
+
+def _network(model: ModelSummary) -> str:
+    return digest_of(model.provenance.get("networks"))
 
 
 def _contradiction(one: Row, other: Row, ours: ImageScores | None, theirs: ImageScores | None) -> str:

@@ -216,6 +216,12 @@ class Row(Record):
         return (self.model, self.explainer, self.selection, self.randomised)
 
     @property
+    def submitted_by(self) -> tuple[str, ...]:
+        """Who submitted the row, where its leaderboard was joined; nobody elsewhere."""
+        found = self.provenance.get("submitted_by")
+        return tuple(map(str, found)) if isinstance(found, list) else ()
+
+    @property
     def ranking(self) -> Ranking:
         """The ranking that the row belongs to: by thresholding, fitted or its own, or by top-k."""
         return "top-k" if self.selection == "top-k" else "thresholding"

@@ -194,6 +194,41 @@ def test_what_is_written_again_is_the_same(tmp_path: Path) -> None:
     assert json.loads(one.read_text())["rows"][0]["rank"] == 1
 
 
+def rejoin(folder: Path, *parts: Path) -> Leaderboard:
+    """Join report folders into one, and return what it then holds."""
+    (merged,) = merge([read_submission(part) for part in parts])
+    return write_merged(folder, merged)
+
+
+def test_joining_again_gives_credit_where_it_is_due(tmp_path: Path) -> None:
+    ada, bo, cy = submit(tmp_path / "ada"), submit(tmp_path / "bo"), submit(tmp_path / "cy", "DeepLIFT")
+    rejoin(tmp_path / "golden", ada, bo)
+    board = rejoin(tmp_path / "all", tmp_path / "golden", ada, cy)
+    credit = {row.explainer: row.submitted_by for row in board.rows}
+    assert credit == {"Grad-CAM": ("ada", "bo"), "DeepLIFT": ("cy",)}
+    assert [one["by"] for one in board.provenance["submissions"]] == ["ada", "bo", "cy"]
+
+
+@pytest.mark.parametrize("part", ["ada", "bo"])
+def test_a_contradiction_survives_being_joined_again(tmp_path: Path, part: str) -> None:
+    folders = submit(tmp_path / "ada"), submit(tmp_path / "bo", iou=(0.3, 0.4, 0.9))
+    (disputed,) = rejoin(tmp_path / "both", *folders).rows
+    for order in (("both", part), (part, "both")):
+        (merged,) = merge([read_submission(tmp_path / name) for name in order])
+        (row,) = merged.board.rows
+        assert not row.complete and row.rank is None
+        assert row.reason == disputed.reason
+        assert set(row.submitted_by) == {"ada", "bo"}
+        assert merged.disputed and len(merged.notes) == 1
+
+
+def test_a_network_that_was_told_apart_is_known_again(tmp_path: Path) -> None:
+    ada = submit(tmp_path / "ada")
+    rejoin(tmp_path / "both", ada, submit(tmp_path / "bo", iou=(0.1, 0.1, 0.1), weights="other"))
+    board = rejoin(tmp_path / "all", ada, tmp_path / "both")
+    assert {row.model: row.submitted_by for row in board.rows} == {"net (ada)": ("ada",), "net (bo)": ("bo",)}
+
+
 # --- the commands
 
 
