@@ -350,19 +350,23 @@ def _notes(row: Row, n: int) -> Iterator[str]:
     means = [seed.mean for seed in row.seeds if seed.mean is not None]
     if len(means) > 1:
         yield f"{len(means)} seeds: {_digits(min(means))} to {_digits(max(means))}"
+    if row.submitted_by:
+        yield f"by {', '.join(row.submitted_by)}"
     if row.reason:
         yield row.reason
 
 
 def excuses(rows: Sequence[Row]) -> Iterator[str]:
     """Say why rows have no rank, in one line for all explainers of a model that share the reason."""
-    alike: dict[tuple[str, str, str, int, int], list[str]] = {}
+    alike: dict[tuple[str, str, str, int, int, tuple[str, ...]], list[str]] = {}
     for row in rows:
-        key = (row.model, row.selection, row.reason, row.n_failed, row.n + row.n_failed)
+        n = row.n + row.n_failed
+        key = (row.model, row.selection, row.reason, row.n_failed, n, row.submitted_by)
         alike.setdefault(key, []).append(_explainer(row))
-    for (model, selection, reason, lacking, n), explainers in alike.items():
+    for (model, selection, reason, lacking, n, who), explainers in alike.items():
         lost = f" ({lacking:,} of {_count(n, 'image')} without a score)" if lacking else ""
-        yield f"{model}, {selection}, {', '.join(explainers)}: {reason}{lost}"
+        by = f"; by {', '.join(who)}" if who else ""
+        yield f"{model}, {selection}, {', '.join(explainers)}: {reason}{lost}{by}"
 
 
 def _digits(value: float | None) -> str:

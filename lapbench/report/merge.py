@@ -20,6 +20,7 @@ from lapbench.digest import digest_of
 from lapbench.errors import ResultError
 from lapbench.report.evidence import contradictions
 from lapbench.report.leaderboard import write_report
+from lapbench.report.page import render_page
 from lapbench.report.ranks import rank_leaderboards, render_ranks
 from lapbench.report.results import (
     ImageScores,
@@ -30,6 +31,7 @@ from lapbench.report.results import (
     Row,
     read_image_scores,
     read_leaderboard,
+    write_file,
     write_image_scores,
 )
 
@@ -141,13 +143,15 @@ def merge(submissions: Sequence[Submission]) -> list[Merged]:
 
 
 def write_merged(folder: Path, merged: Merged) -> Leaderboard:
-    """Write a joined leaderboard as a report folder, and return it, ranked."""
+    """Write a joined leaderboard as a report folder with its page, and return it, ranked."""
     rows = []
     for row in merged.board.rows:
         images = merged.images.get(row.key)
         kept = None if images is None else write_image_scores(folder, images)
         rows.append(row.model_copy(update={"image_scores": kept}))
-    return write_report(folder, merged.board.model_copy(update={"rows": tuple(rows)}), merged.images)
+    board = write_report(folder, merged.board.model_copy(update={"rows": tuple(rows)}), merged.images)
+    write_file(folder / "index.html", render_page(board).encode())
+    return board
 
 
 def ranks_of(joined: Sequence[Merged]) -> str:

@@ -13,6 +13,7 @@ from lapbench.report import (
     ModelSummary,
     Row,
     read_leaderboard,
+    render_markdown,
     write_image_scores,
     write_leaderboard,
 )
@@ -273,6 +274,23 @@ def test_leaderboard_joins_and_writes(tmp_path: Path) -> None:
     result = call("leaderboard", *folders, "--out", tmp_path / "all")
     assert result.stdout.index("Grad-CAM") < result.stdout.index("DeepLIFT")
     assert call("validate", tmp_path / "all" / "example").exit_code == 0
+
+
+def test_every_face_of_a_joined_board_says_who_ran_a_row(tmp_path: Path) -> None:
+    ada, bo = submit(tmp_path / "ada"), submit(tmp_path / "bo")
+    cy = submit(tmp_path / "cy", "DeepLIFT", complete=False, reason="stopped early")
+    (cy / "submission.json").write_text('{"by": "Cy <b>"}')
+    terminal = call("leaderboard", ada, bo, cy, "--out", tmp_path / "all").stdout
+    page, markdown = (
+        (tmp_path / "all/example" / name).read_text() for name in ("index.html", "leaderboard.md")
+    )
+    for face in (terminal, page, markdown):
+        assert "by ada, bo" in face
+    assert "stopped early; by Cy <b>" in terminal
+    assert "stopped early; by Cy &lt;b&gt;" in page
+    assert r"stopped early; by Cy \<b\>" in markdown
+    alone = read_leaderboard(ada / "leaderboard.json")
+    assert "by ada" not in render_markdown(alone)
 
 
 def test_leaderboard_ends_with_1_where_submissions_contradict_each_other(tmp_path: Path) -> None:
