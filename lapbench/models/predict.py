@@ -73,6 +73,34 @@ def predict(model: nn.Module, images: Tensor, *, batch_size: int = 64) -> Tensor
 
 
 @torch.no_grad()
+def describe(model: Captioner, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the captions of normalised images, (n, T), and each word's own step, (n, V), on the CPU.
+
+    That is the step, up to the caption's end, which gives the word its score: where its logit is largest.
+    Errors: torch.OutOfMemoryError.
+    """
+    images = images.to(next(model.parameters()).device)
+    with evaluating(model), memory_errors():
+        captions = model.describe(images)
+        behind = (captions == 0).cumsum(1) - (captions == 0).long() > 0
+        steps = model(images, captions).masked_fill(behind[:, :, None], -torch.inf).argmax(1)
+    return captions.cpu(), steps.cpu()
+
+
+@torch.no_grad()
+def word_probabilities(model: Captioner, images: Tensor, caption: Tensor, steps: Tensor) -> Tensor:
+    """Return the probability of each word at its own step (V,), after the words of a caption (T,): (n, V).
+
+    A softmax over the vocabulary at that step alone: words that stand at different steps do not compete.
+    images: normalised, (n, C, H, W); the result is on the CPU. Errors: torch.OutOfMemoryError.
+    """
+    images = images.to(next(model.parameters()).device)
+    with evaluating(model), memory_errors():
+        said: Tensor = model(images, caption.expand(len(images), -1).to(images.device)).softmax(2)
+        return said.gather(1, steps.expand(len(images), 1, -1).to(images.device))[:, 0].cpu()
+
+
+@torch.no_grad()
 def answer(model: nn.Module, images: Tensor) -> Answers:
     """Answer normalised images (n, C, H, W) in one batch, in evaluation mode, on the model's device.
 

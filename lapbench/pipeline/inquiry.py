@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lapbench.digest import plain
 from lapbench.executor import MOST, in_batches
 from lapbench.explain import explain
-from lapbench.models.predict import predict, probabilities
+from lapbench.models.predict import describe, predict, probabilities, word_probabilities
 from lapbench.pipeline.job import Block, Job, Source, Subject
 from lapbench.pipeline.networks import Lazy, load_network
 from lapbench.pipeline.samples import Samples
@@ -31,6 +31,7 @@ from lapbench.store import Shard
 from lapbench.train.hardware import resolve_device
 from lapbench.types import Array, FloatArray, IntArray, MaskArray
 
+T = TypeVar("T")
 Scores: TypeAlias = npt.NDArray[np.float64]
 
 
@@ -66,20 +67,31 @@ class Asked(Lazy):
 
     def logits(self, images: FloatArray) -> Tensor:
         """Return what the network answers to images (n, C, H, W), (n, targets)."""
+        return self._remembered(predict, images)
+
+    def captions(self, images: FloatArray) -> list[tuple[Tensor, Tensor]]:
+        """Return the caption of each image, and the words' steps in it: see `describe`."""
+        parts = self._batches(describe, images)
+        return [pair for captions, steps in parts for pair in zip(captions, steps, strict=True)]
+
+    def words(self, images: FloatArray, caption: Tensor, steps: Tensor) -> Tensor:
+        """Return the words' probabilities in a caption of other images, (n, V): see `word_probabilities`."""
+        return self._remembered(word_probabilities, images, caption, steps)
+
+    def _remembered(self, ask: Callable[..., Tensor], images: FloatArray, *given: Tensor) -> Tensor:
         if self.answers is None:
-            return self._logits(images)
-        asked = hashlib.sha256(images.tobytes()).digest()
+            return torch.cat(self._batches(ask, images, *given)).cpu().double()
+        arrays = [images, *(one.numpy() for one in given)]
+        asked = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).digest()
         if asked not in self.answers:
-            self.answers[asked] = self._logits(images)
+            self.answers[asked] = torch.cat(self._batches(ask, images, *given)).cpu().double()
         return self.answers[asked]
 
-    def _logits(self, images: FloatArray) -> Tensor:
-        logits = in_batches(
-            lambda start, stop: predict(self(), torch.from_numpy(images[start:stop]).to(self.device)).cpu(),
-            len(images),
-            most=MOST[self.device.type],
-        )
-        return torch.cat(logits).double()
+    def _batches(self, ask: Callable[..., T], images: FloatArray, *given: Tensor) -> list[T]:
+        def work(start: int, stop: int) -> T:
+            return ask(self(), torch.from_numpy(images[start:stop]).to(self.device), *given)
+
+        return in_batches(work, len(images), most=MOST[self.device.type])
 
 
 def network_of(job: Job, source: Source) -> Asked | None:
@@ -106,10 +118,11 @@ def inquire(
 ) -> Inquiry:
     """Ask a network about a block's images, changed as the protocol says.
 
-    A deleted pixel has the mean colour, 0 for the network; the answer is the probability of the class (or
-    word) that the map explains. Of a landmark's coordinate it is 1 less how far it has moved, in sides of the
-    image, for it may be moved either way. counted: (n,) which images count; maps: (m, H, W), of those alone,
-    normalised and at the images' size.
+    A deleted pixel has the mean colour, 0 for the network; the answer is the probability of the class that
+    the map explains. Of a word it is that at the word's own step, in the caption of the whole image: words of
+    other steps do not compete with it. Of a landmark's coordinate it is 1 less how far it has moved, in sides
+    of the image, for it may be moved either way. counted: (n,) which images count; maps: (m, H, W), of those
+    alone, normalised and at the images' size.
     """
     protocol, curves = job.benchmark.protocol, None
     scores: dict[str, Scores] = {}
@@ -168,12 +181,20 @@ def _asks(job: Job, network: Asked, images: Tensor, targets: IntArray) -> list[P
     if job.dataset.task == "landmarks":
         unchanged = network.logits(images.numpy())
         return [partial(_nearness, network, int(t), at[t]) for t, at in zip(targets, unchanged, strict=True)]
+    if job.dataset.task == "captions":
+        whole = network.captions(images.numpy())
+        return [partial(_word, network, int(t), *caption) for t, caption in zip(targets, whole, strict=True)]
     return [partial(_answer, network, int(target)) for target in targets]
 
 
 def _answer(network: Asked, target: int, images: FloatArray) -> Array:
     """Return the network's probability of a class for each image, (n,)."""
     return np.asarray(probabilities(network.logits(images))[:, target])
+
+
+def _word(network: Asked, target: int, caption: Tensor, steps: Tensor, images: FloatArray) -> Array:
+    """Return the network's probability of a word at its own step of a caption, for each image, (n,)."""
+    return np.asarray(network.words(images, caption, steps)[:, target])
 
 
 def _nearness(network: Asked, target: int, unchanged: Tensor, images: FloatArray) -> Array:

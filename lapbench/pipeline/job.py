@@ -302,6 +302,7 @@ class Job:
             "removals": subject.identity(),
             "grid": grid,
             "target": self.benchmark.protocol.target,
+            **self._asked(),
             **self._samples(block),
         }
         return f"{_network(subject)}/removals/{block.split}-{block.number:04d}", digest_of(what)
@@ -338,6 +339,7 @@ class Job:
                 "row": [row.model.name if row.model else None, row.explainer.row],
                 "benchmark": [self.benchmark.name, self.benchmark.version],
                 "scoring": SCORING_VERSION,
+                **self._asked(),
                 "library": {name: release(name) for name in ("scipy", "scikit-learn")},
             }
         )
@@ -362,6 +364,10 @@ class Job:
         if target == "label":
             return labels
         return np.full(len(labels), self.dataset.classes.index(target), dtype=np.int64)
+
+    def _asked(self) -> dict[str, str]:
+        """What is asked of changed images, for a task of which it was once something else."""
+        return {"asked": "the word at its own step"} if self.dataset.task == "captions" else {}
 
     def _target_identity(self, source: Source) -> str:
         return (

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lapbench import pipeline
 from lapbench.benchmark import load_benchmark, shipped
 from lapbench.data.captions import caption_scores
 from lapbench.data.landmarks import landmark_scores
 from lapbench.errors import DefinitionError, UnknownNameError
-from lapbench.models import load_record, predict
+from lapbench.models import Captioner, load_record, predict
 from lapbench.pipeline.answering import read_answers
 from lapbench.pipeline.inquiry import Asked, _asks
 from lapbench.pipeline.job import Subject
@@ -274,6 +275,57 @@ def test_what_the_removal_of_pixels_does_to_a_coordinate(ran):
     wanted = [max(0.0, 1 - abs(answers[i].item() - answers[0].item())) for i in range(4)]
     assert near == pytest.approx(wanted)
     assert near[0] == 1
+
+
+class Halves(Captioner):
+    """Says word 1 the surer the brighter an image's left half is, then word 2 by the right, then the end.
+
+    Its logits are the half's mean for the word of the step, 0 for all others; 9 for the end.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity(), vocabulary=4, length=3, hidden=1)
+
+    def _features(self, images):
+        return torch.stack([half.mean((1, 2, 3)) for half in images.chunk(2, dim=3)], dim=1)
+
+    def _step(self, features, state, words):
+        logits = features.new_zeros(len(features), 4)
+        for word, step in enumerate([words == 0, words == 1], start=1):
+            logits[:, word] = torch.where(step, features[:, word - 1], 0)
+        logits[:, 0] = torch.where(words == 2, 9, 0)
+        return state, logits
+
+
+def test_what_the_removal_of_pixels_does_to_a_word(ran):
+    """In closed form, e^a / (e^a + 3) with the brightness a of its own half; the other half is as nothing."""
+    if ran.task != "captions":
+        pytest.skip("a coordinate has no probability")
+    image = torch.full((1, 3, 4, 4), 2.0)
+    changed = image.repeat(3, 1, 1, 1)
+    changed[0, ..., 2:], changed[1, ..., 0], changed[2] = 0, 0, 0  # right half, left quarter, everything
+    asks = _asks(ran.job, Asked(ran.job, Halves), image.repeat(3, 1, 1, 1), np.array([1, 2, 0]))
+    left, right, end = (ask(changed.numpy()) for ask in asks)
+    assert left == pytest.approx([np.exp(a) / (np.exp(a) + 3) for a in (2, 1, 0)])
+    assert right == pytest.approx([np.exp(a) / (np.exp(a) + 3) for a in (0, 2, 0)])
+    assert end == pytest.approx([np.exp(9) / (np.exp(9) + 3)] * 3)
+
+
+def test_a_words_probability_is_that_of_the_step_of_its_score(ran):
+    """Word by word: the step with the largest logit, and the softmax there, behind the caption's words."""
+    if ran.task != "captions":
+        pytest.skip("a coordinate has no steps")
+    network, images = trained(ran)
+    asks = _asks(ran.job, Asked(ran.job, lambda: network), images, np.array([1, 5, 0, 9]))
+    for image, word, ask in zip(images, (1, 5, 0, 9), asks, strict=True):
+        (caption,) = network.describe(image[None]).tolist()
+        length = caption.index(0) + 1 if 0 in caption else len(caption)
+        with torch.no_grad():
+            whole = network(image[None], torch.tensor([caption]))[0, :length]
+            step = max(range(length), key=lambda t: whole[t, word].item())
+            said = [network(x[None], torch.tensor([caption]))[0, step].softmax(0)[word] for x in images]
+        assert whole[step, word].item() == pytest.approx(predict(network, image[None])[0, word].item())
+        assert ask(images.numpy()) == pytest.approx(np.array(said), rel=1e-4)
 
 
 def test_targets_of_one_image_ask_the_network_once(ran):
