@@ -80,7 +80,8 @@ def figures(
     with opened_job(name, out, cache, data, limit, "auto", models, explainers, seed) as job:
         from lapbench import pipeline
 
-        drawn = pipeline.draw_figures(job, pipeline.report(job), images=images, form=form)
+        board, _ = pipeline.assemble(job)
+        drawn = pipeline.draw_figures(job, board, images=images, form=form)
     for path in drawn:
         print_line(str(path))
 
@@ -111,7 +112,7 @@ def view(
         with opened_job(name, out, cache, data, limit, "auto", models, explainers, seed) as job:
             from lapbench import pipeline
 
-            path = pipeline.write_page(job, pipeline.report(job))
+            path = pipeline.write_page(job, pipeline.shown(job))
     with guarded():
         from lapbench.report.page import serve
 

@@ -10,7 +10,7 @@ from lapbench.pipeline.history import run_and_note
 from lapbench.pipeline.job import Job, Workspace, default_cache
 from lapbench.pipeline.page import write_page
 from lapbench.pipeline.pictures import draw_figures
-from lapbench.pipeline.reporting import report
+from lapbench.pipeline.reporting import assemble, report, shown
 from lapbench.pipeline.scoring import score
 from lapbench.pipeline.training import train
 from lapbench.report import Leaderboard
@@ -25,6 +25,6 @@ def run(job: Job) -> Leaderboard:
 
 
 __all__ = [
-    "Job", "Workspace", "check_claims", "default_cache", "draw_figures", "early_exits", "explain", "report",
-    "run", "score", "train", "write_page",
+    "Job", "Workspace", "assemble", "check_claims", "default_cache", "draw_figures", "early_exits", "explain",
+    "report", "run", "score", "shown", "train", "write_page",
 ]  # fmt: skip

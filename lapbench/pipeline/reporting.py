@@ -1,6 +1,5 @@
 """Stage 4: the leaderboard, the scores of every image beside it, and the pictures."""
 
-from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -11,18 +10,52 @@ from lapbench.pipeline.classification import summarise
 from lapbench.pipeline.job import Job, pretrained_identity
 from lapbench.pipeline.measures import randomisation_drops
 from lapbench.pipeline.pictures import draw_pictures
-from lapbench.pipeline.rows import ScoredRow
 from lapbench.pipeline.scoring import scored_rows
-from lapbench.report import Estimate, Leaderboard, ModelSummary, Row, write_image_scores, write_report
-from lapbench.report.results import read_leaderboard
+from lapbench.report import (
+    Estimate,
+    ImageScores,
+    Leaderboard,
+    ModelSummary,
+    Row,
+    read_leaderboard,
+    write_report,
+)
+from lapbench.report.groups import Key
 
 
 def report(job: Job) -> Leaderboard:
     """Write the leaderboard and its pictures from the rows that are there, and return it, ranked."""
-    out = job.workspace.out
+    leaderboard, images = assemble(job)
+    _spare(job, leaderboard)
+    written = write_report(job.workspace.out, leaderboard, images)
+    draw_pictures(job, written)
+    return written
+
+
+def shown(job: Job) -> Leaderboard:
+    """Return the leaderboard that is in the report folder, to be shown; it is written only if there is none.
+
+    Errors: ResultError where it holds other results than the rows that are there.
+    """
+    path = job.workspace.out / "leaderboard.json"
+    if not path.is_file():
+        return report(job)
+    written, (found, _) = read_leaderboard(path), assemble(job)
+    then, now = ({row.key: (row.mean, row.n) for row in board.rows} for board in (written, found))
+    if then != now:
+        moved = sum(then.get(key) != now.get(key) for key in {*then, *now})
+        raise ResultError(
+            f"{path}: {moved} rows are not those that {job.workspace.cache} has for these options: give the "
+            "options of the run that wrote it (--limit, --models, --explainers, --seed, --cache), name "
+            "another folder (--out), or replace it with `lapbench report`"
+        )
+    return written
+
+
+def assemble(job: Job) -> tuple[Leaderboard, dict[Key, ImageScores]]:
+    """Put together the leaderboard from the rows that are there, and their scores by image; write nothing."""
     models = {model.name: summarise(job, model) for model in job.benchmark.models}
     found = [scored for row in job.rows() for scored in scored_rows(job, row)]
-    _spare(job, found)
     drops = randomisation_drops(found, job.benchmark.protocol)
     leaderboard = Leaderboard(
         benchmark=job.benchmark.name,
@@ -30,19 +63,16 @@ def report(job: Job) -> Leaderboard:
         title=job.benchmark.title,
         confidence=job.benchmark.protocol.confidence,
         models=tuple(models.values()),
-        rows=tuple(_finished(job, scored, models, drops.get(scored.row.key)) for scored in found),
+        rows=tuple(_finished(scored.row, models, drops.get(scored.row.key)) for scored in found),
         provenance=shared_provenance(job),
     )
-    images = {scored.row.key: scored.images for scored in found if scored.images is not None}
-    written = write_report(out, leaderboard, images)
-    draw_pictures(job, written)
-    return written
+    return leaderboard, {scored.row.key: scored.images for scored in found if scored.images is not None}
 
 
-def _spare(job: Job, found: Sequence[ScoredRow]) -> None:
+def _spare(job: Job, found: Leaderboard) -> None:
     """Raise ResultError where a report with scores would give way to one of another cache, without any."""
     path = job.workspace.out / "leaderboard.json"
-    if any(scored.row.complete for scored in found) or not path.is_file():
+    if any(row.complete for row in found.rows) or not path.is_file():
         return
     complete = sum(row.complete for row in read_leaderboard(path).rows)
     if complete:
@@ -52,14 +82,9 @@ def _spare(job: Job, found: Sequence[ScoredRow]) -> None:
         )
 
 
-def _finished(job: Job, scored: ScoredRow, models: dict[str, ModelSummary], drop: Estimate | None) -> Row:
-    """Write the image scores of a row, and let the row say where they are and what its model can do.
-
-    drop: what it loses on random weights, where that is known.
-    """
-    row, update = scored.row, dict[str, Any]()
-    if scored.images is not None:
-        update["image_scores"] = write_image_scores(job.workspace.out, scored.images)
+def _finished(row: Row, models: dict[str, ModelSummary], drop: Estimate | None) -> Row:
+    """Let a row say what its model can do, and what it loses on random weights (drop) where that is known."""
+    update = dict[str, Any]()
     if row.model in models and not row.randomised:
         update["model_accuracy"] = models[row.model].accuracy
     if drop is not None:

@@ -26,6 +26,7 @@ from lapbench.report.results import (
     Ranking,
     Row,
     write_file,
+    write_image_scores,
     write_leaderboard,
 )
 from lapbench.types import Task
@@ -128,11 +129,18 @@ _RANKINGS: tuple[tuple[Ranking, str, str], ...] = (
 def write_report(
     folder: Path, leaderboard: Leaderboard, images: Mapping[Key, ImageScores] = MappingProxyType({})
 ) -> Leaderboard:
-    """Write leaderboard.json, .md and .csv into a folder; return what was written, ranked and grouped.
+    """Write leaderboard.json, .md and .csv into a folder, and the scores by image that its rows rest on.
 
-    images: the scores by image of the rows, by their keys; rows without have no group.
+    images: these scores, by the rows' keys; rows without have no group. Returns what was written, ranked and
+    grouped.
     """
-    ranked = ranked_and_grouped(leaderboard, images)
+    rows = tuple(
+        row.model_copy(update={"image_scores": write_image_scores(folder, images[row.key])})
+        if row.key in images
+        else row
+        for row in leaderboard.rows
+    )
+    ranked = ranked_and_grouped(leaderboard.model_copy(update={"rows": rows}), images)
     write_leaderboard(folder / "leaderboard.json", ranked)
     write_file(folder / "leaderboard.md", render_markdown(ranked).encode())
     write_file(folder / "leaderboard.csv", render_csv(ranked).encode())

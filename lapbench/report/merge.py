@@ -32,7 +32,6 @@ from lapbench.report.results import (
     read_image_scores,
     read_leaderboard,
     write_file,
-    write_image_scores,
 )
 
 AGREEMENT = 1e-3
@@ -144,12 +143,7 @@ def merge(submissions: Sequence[Submission]) -> list[Merged]:
 
 def write_merged(folder: Path, merged: Merged) -> Leaderboard:
     """Write a joined leaderboard as a report folder with its page, and return it, ranked."""
-    rows = []
-    for row in merged.board.rows:
-        images = merged.images.get(row.key)
-        kept = None if images is None else write_image_scores(folder, images)
-        rows.append(row.model_copy(update={"image_scores": kept}))
-    board = write_report(folder, merged.board.model_copy(update={"rows": tuple(rows)}), merged.images)
+    board = write_report(folder, merged.board, merged.images)
     write_file(folder / "index.html", render_page(board).encode())
     return board
 

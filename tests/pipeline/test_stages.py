@@ -232,3 +232,39 @@ def test_figures_for_print_are_drawn_for_every_model(copied, monkeypatch):
     drawn = [copied / line for line in result.stdout.splitlines()]
     assert [file.name for file in drawn] == ["ws-lap.svg", "plain.svg"]
     assert all(file.read_bytes().startswith(b"<?xml") for file in drawn)
+
+
+def test_what_shows_a_report_does_not_replace_it(copied, monkeypatch):
+    monkeypatch.setattr("lapbench.report.page.server.PageServer.serve_forever", lambda _: None)
+    out, cache = copied / "part", str(copied / "cache")
+    given = [str(tiny.write_definition(copied)), "--out", str(out), "--cache", cache]
+    part = ["--explainers", "grad_cam,random", "--models", "plain"]
+    assert CliRunner().invoke(app, ["report", *given, *part]).exit_code == 0
+    before = tiny.files(out)
+
+    refused = CliRunner().invoke(app, ["view", *given, "--no-browser"])
+    drawn = CliRunner().invoke(app, ["figures", *given, "--images", "2"])
+    assert (refused.exit_code, drawn.exit_code) == (2, 0), refused.output + drawn.output
+    message = " ".join(refused.stderr.split())
+    assert f"rows are not those that {cache} has for these options" in message
+    assert "give the options of the run that wrote it" in message
+    assert {name: found for name, found in tiny.files(out).items() if "figures/" not in name} == before
+
+    shown = CliRunner().invoke(app, ["view", *given, *part, "--no-browser"])
+    assert shown.exit_code == 0, shown.output
+    assert (out / "index.html").is_file()
+    assert before.items() <= tiny.files(out).items()
+
+
+def test_view_writes_a_report_where_there_is_none(copied, monkeypatch):
+    monkeypatch.setattr("lapbench.report.page.server.PageServer.serve_forever", lambda _: None)
+    given = [
+        str(tiny.write_definition(copied)),
+        "--out",
+        str(copied / "out"),
+        "--cache",
+        str(copied / "cache"),
+    ]
+    result = CliRunner().invoke(app, ["view", *given, "--no-browser"])
+    assert result.exit_code == 0, result.output
+    assert {"leaderboard.json", "index.html"} <= tiny.files(copied / "out").keys()
