@@ -43,7 +43,15 @@ def leaderboard(
     with guarded():
         from lapbench.report import render_terminal
         from lapbench.report.leaderboard import ranked_and_grouped
-        from lapbench.report.merge import folder_name, merge, ranks_of, read_submission, write_merged
+        from lapbench.report.merge import (
+            folder_name,
+            merge,
+            ranks_of,
+            read_submission,
+            write_merged,
+            write_ranks,
+        )
+        from lapbench.report.ranks import over_the_same_data
 
         joined = merge([read_submission(folder) for folder in folders])
         for merged in joined:
@@ -54,9 +62,13 @@ def leaderboard(
             out_console.print(render_terminal(board))
             for note in merged.notes:
                 say(note)
+        if alike := over_the_same_data([merged.board for merged in joined]):
+            names = ", ".join(alike)
+            say(f"not ranked over data sets: several are over the data of {names}; give one of them")
         ranks = ranks_of(joined)
-        if ranks:
-            typer.echo(ranks, nl=False)
+        typer.echo(ranks, nl=False)
+        if out is not None:
+            write_ranks(out, ranks)
     if out is not None:
         print_line(f"Written to {out}/")
     if any(merged.disputed for merged in joined):

@@ -148,11 +148,18 @@ def write_merged(folder: Path, merged: Merged) -> Leaderboard:
     return board
 
 
+def write_ranks(folder: Path, ranks: str) -> None:
+    """Write ranks over data sets beside the joined report folders; those of an earlier join do not stay."""
+    path = folder / "ranks.md"
+    if ranks:
+        write_file(path, f"# Ranks over data sets\n\n{ranks}".encode())
+    else:
+        path.unlink(missing_ok=True)
+
+
 def ranks_of(joined: Sequence[Merged]) -> str:
-    """Return the mean ranks over all benchmarks as Markdown, or nothing where too few rows are on all."""
+    """Return the mean ranks over all benchmarks as Markdown; nothing where `rank_leaderboards` has none."""
     boards = [merged.board for merged in joined]
-    if len({board.benchmark for board in boards}) < len(boards):
-        return ""  # several versions of one benchmark are no several data sets
     sections = []
     titles: tuple[tuple[Ranking, str], ...] = (
         ("thresholding", "By thresholding"),

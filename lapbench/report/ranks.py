@@ -84,20 +84,40 @@ def rank_leaderboards(leaderboards: Sequence[Leaderboard], ranking: Ranking, *, 
     """Rank the contestants of one ranking over the data sets of several leaderboards.
 
     A row is the same on two leaderboards where model, explainer and selection have the same names. Errors:
-    ValueError for two leaderboards of one benchmark; otherwise as `rank_over_data_sets`.
+    ValueError for leaderboards over the same data, and as `rank_over_data_sets`.
     """
-    scores: dict[str, dict[str, float]] = {}
-    for board in leaderboards:
-        if board.benchmark in scores:
-            raise ValueError(
-                f"two leaderboards of {board.benchmark}: join them before ranking over data sets"
-            )
-        scores[board.benchmark] = {
+    if alike := over_the_same_data(leaderboards):
+        raise ValueError(f"several leaderboards are over the data of {', '.join(alike)}: give one of them")
+    scores = {
+        board.benchmark: {
             _name(row): row.mean
             for row in board.rows
             if row.ranking == ranking and row.complete and row.mean is not None and _competes(row)
         }
+        for board in leaderboards
+    }
     return rank_over_data_sets(scores, alpha=alpha)
+
+
+def over_the_same_data(leaderboards: Sequence[Leaderboard]) -> list[str]:
+    """Return the names of leaderboards whose data another has, too, as its digest says.
+
+    Versions of one benchmark are never several data sets.
+    """
+    names = [board.benchmark for board in leaderboards]
+    digests = [_digest(board) for board in leaderboards]
+    twice = [
+        name
+        for name, digest in zip(names, digests, strict=True)
+        if names.count(name) > 1 or (digest is not None and digests.count(digest) > 1)
+    ]
+    return list(dict.fromkeys(twice))
+
+
+def _digest(board: Leaderboard) -> str | None:
+    data = board.provenance.get("data")
+    found = data.get("digest") if isinstance(data, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def critical_difference(rows: int, data_sets: int, *, alpha: float = 0.05) -> float:

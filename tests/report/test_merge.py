@@ -16,9 +16,10 @@ from lapbench.report import (
     render_markdown,
     write_image_scores,
     write_leaderboard,
+    write_report,
 )
 from lapbench.report.leaderboard import ranked_and_grouped
-from lapbench.report.merge import Merged, merge, ranks_of, read_submission, write_merged
+from lapbench.report.merge import merge, read_submission, write_merged
 from lapbench.report.results import ImageScores
 
 IOU = (0.2, 0.4, 0.9)
@@ -313,15 +314,36 @@ def test_export_prints_what_other_tools_read(tmp_path: Path, form: str) -> None:
     assert len(printed.splitlines()) == 2 if form == "csv" else len(json.loads(printed)) == 1
 
 
-def test_ranks_over_several_benchmarks(tmp_path: Path) -> None:
-    def board(benchmark: str, *means: float) -> Merged:
-        rows = [
-            Row(model="net", explainer=name, selection="top-k", mean=mean, n=3, complete=True)
-            for name, mean in zip("abc", means, strict=True)
-        ]
-        return Merged(Leaderboard(benchmark=benchmark, benchmark_version=1, rows=tuple(rows)), {}, ())
+def over(folder: Path, digest: str, *means: float) -> Path:
+    """Write the report folder of a benchmark of its own, named as the folder: a row for each mean."""
+    rows, images = [], {}
+    for name, mean in zip("abc", means, strict=True):
+        row = Row(model="net", explainer=name, selection="top-k", mean=mean, n=2, complete=True)
+        rows.append(row)
+        images[row.key] = ImageScores(
+            benchmark=folder.name, benchmark_version=1, model="net", explainer=name, selection="top-k",
+            ids=("i", "j"), scores={"iou": ((mean, mean),)},
+        )  # fmt: skip
+    board = Leaderboard(benchmark=folder.name, benchmark_version=1, rows=tuple(rows),
+                        provenance={"data": {"digest": digest * 64}})  # fmt: skip
+    write_report(folder, board, images)
+    return folder
 
-    text = ranks_of([board("one", 0.9, 0.5, 0.1), board("two", 0.8, 0.7, 0.6)])
-    assert "## By top-k selection" in text
-    assert "| 1.00 | 1 | net, a |" in text
-    assert ranks_of([board("one", 0.9, 0.5, 0.1), board("one", 0.8, 0.7, 0.6)]) == ""
+
+def test_ranks_over_several_data_sets_are_printed_and_written(tmp_path: Path) -> None:
+    one, two = over(tmp_path / "one", "a", 0.9, 0.5, 0.1), over(tmp_path / "two", "b", 0.8, 0.7, 0.6)
+    printed = call("leaderboard", one, two, "--out", tmp_path / "all").stdout
+    written = (tmp_path / "all/ranks.md").read_text()
+    assert "Mean rank over 2 data sets" in written
+    assert "| 1.00 | 1 | net, a |" in written
+    assert written.removeprefix("# Ranks over data sets\n\n") in printed
+    call("leaderboard", one, "--out", tmp_path / "all")
+    assert not (tmp_path / "all/ranks.md").exists(), "ranks of an earlier join"
+
+
+def test_two_benchmarks_over_the_same_data_are_not_two_data_sets(tmp_path: Path) -> None:
+    folders = over(tmp_path / "one", "a", 0.9, 0.5, 0.1), over(tmp_path / "two", "a", 0.8, 0.7, 0.6)
+    result = call("leaderboard", *folders)
+    assert "Mean rank" not in result.stdout
+    said = "not ranked over data sets: several are over the data of one, two; give one of them"
+    assert said in " ".join(result.stderr.split())

@@ -125,8 +125,18 @@ def test_leaderboards_are_ranked_by_their_contestants() -> None:
     assert render_ranks(found).startswith(
         "Mean rank over 2 data sets. Rows of one group cannot be told apart"
     )
-    with pytest.raises(ValueError, match="two leaderboards of x: join them before ranking over data sets"):
-        rank_leaderboards([board("x", 0.5), board("x", 0.4)], "thresholding")
+
+
+@pytest.mark.parametrize(("names", "digests"), [(("x", "x"), ("a", "b")), (("x", "y"), ("a", "a"))])
+def test_one_data_set_is_never_two(names: tuple[str, str], digests: tuple[str, str]) -> None:
+    boards = [
+        board(name, 0.5, 0.4, 0.3, provenance={"data": {"digest": digest}})
+        for name, digest in zip((*names, "z"), (*digests, "c"), strict=True)
+    ]
+    said = f"several leaderboards are over the data of {', '.join(dict.fromkeys(names))}: give one of them"
+    with pytest.raises(ValueError, match=said):
+        rank_leaderboards(boards, "thresholding")
+    assert len(rank_leaderboards(boards[1:], "thresholding").data_sets) == 2
 
 
 def test_equally_good_rows_are_told_apart_no_more_often_than_said() -> None:
