@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 EVERY_EVAL_EVER = "0.3.0"
 """The version of Every Eval Ever's schema (evaleval/every_eval_ever, eval.schema.json) that is written."""
 
+TEXTS = dict.fromkeys(("benchmark", "model", "explainer", "selection", "score", "reason"), "str")
+"""The columns of a table that hold words, whatever these look like: a network may be called NA, or 18."""
+
 
 def load_results(*folders: str | Path, images: bool = False) -> "pd.DataFrame":
     """Read report folders into one table: a line a row of the leaderboards, or a line an image.
@@ -36,7 +39,8 @@ def load_results(*folders: str | Path, images: bool = False) -> "pd.DataFrame":
         if images:
             table = pd.DataFrame(_image_lines(path, board))
         else:
-            table = pd.read_csv(io.StringIO(render_csv(board)))
+            content = io.StringIO(render_csv(board))
+            table = pd.read_csv(content, dtype=TEXTS, keep_default_na=False, na_values=[""])
         table.insert(0, "folder", str(path))
         tables.append(table)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

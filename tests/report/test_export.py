@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from lapbench.report import write_leaderboard
+from lapbench.report import Leaderboard, write_leaderboard
 from lapbench.report.export import every_eval_ever, github_action_benchmark, load_results
-from tests.report.examples import make_leaderboard
+from tests.report.examples import make_leaderboard, make_row
 from tests.report.test_merge import IOU, submit
 
 
@@ -46,6 +46,18 @@ def test_rows_as_a_table(tmp_path: Path) -> None:
     assert lap["mean"] == 0.52
     assert math.isnan(table[table["explainer"] == "Relevance-CAM"].iloc[0]["mean"])
     assert set(table["folder"]) == {str(tmp_path)}
+
+
+@pytest.mark.parametrize("name", ["NA", "None", "018", "true"])
+def test_names_in_a_table_stay_names(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("pandas", reason="pandas is an extra")
+    board = Leaderboard(
+        benchmark=name, benchmark_version=1, rows=(make_row(name, 0.5, model=name, threshold=None),)
+    )
+    write_leaderboard(tmp_path / "leaderboard.json", board)
+    (line,) = load_results(tmp_path).to_dict("records")
+    assert [line["benchmark"], line["model"], line["explainer"]] == [name] * 3
+    assert math.isnan(line["threshold"])
 
 
 def test_images_as_a_table(tmp_path: Path) -> None:
