@@ -83,6 +83,13 @@ def test_it_fails_and_says_where(lapbench, moved):
     assert "::error" not in "".join(line[0] for line in lines)
 
 
+def test_it_says_for_what_p_is_corrected_wherever_it_speaks(lapbench, moved, tmp_path):
+    said = "paired by image, corrected for the number of rows that moved at all"
+    result = lapbench("gate", "--baseline", "old", "--current", "new", "--markdown", "gate.md", code=1)
+    assert said in result.stdout
+    assert said in (tmp_path / "gate.md").read_text()
+
+
 def test_effects_and_rates_are_options(lapbench, moved):
     lapbench("gate", "--baseline", "old", "--current", "new", "--min-effect", "0.06", code=1)
     accepted = lapbench(
@@ -332,6 +339,7 @@ def test_the_fixture_of_pytest(moved, tmp_path):
     assert done.returncode == 1 and "1 failed, 1 passed" in done.stdout
     assert "The gate FAILS: 1 regressed, 1 improved, 1 missing, 1 new (example, version 1)" in done.stdout
     assert "net, Grad-CAM (threshold): regressed: IoU 0." in done.stdout
+    assert "corrected for the number of rows that moved at all" in done.stdout
 
 
 def test_json_of_the_baseline_is_strict(lapbench, moved, tmp_path):

@@ -23,9 +23,9 @@ def rule(gate: Gate) -> str:
     """Say what decided the verdicts."""
     return (
         f"A row fails where its mean IoU moved by {gate.min_effect:g} or more, either way, with p < "
-        f"{gate.alpha:g} (paired by image, corrected for {len(gate.verdicts)} rows); where the same maps are "
-        "claimed and images moved; where it is missing; and where it cannot be compared. To accept what is "
-        "meant: lapbench baseline accept --why …"
+        f"{gate.alpha:g} (paired by image, corrected for the number of rows that moved at all); where the "
+        "same maps are claimed and images moved; where it is missing; and where it cannot be compared. To "
+        "accept what is meant: lapbench baseline accept --why …"
     )
 
 
