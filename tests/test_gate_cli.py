@@ -90,6 +90,17 @@ def test_it_says_for_what_p_is_corrected_wherever_it_speaks(lapbench, moved, tmp
     assert said in (tmp_path / "gate.md").read_text()
 
 
+def test_one_image_that_moved_fails_and_is_no_number_less(lapbench, tmp_path):
+    write_results(tmp_path / "old", {"Grad-CAM": [0.9]})
+    write_results(tmp_path / "new", {"Grad-CAM": [0.1]}, claimed={"Grad-CAM": claims(weights="b" * 64)})
+    result = lapbench("gate", "--baseline", "old", "--current", "new", code=1, GITHUB_ACTIONS="true")
+
+    assert "too few images to tell this from chance: 5 wanted, 1 found" in result.stdout
+    assert "or over fewer than 5 images, too few to tell" in result.stdout
+    assert "-0.8000, p 1, 1 image; other weights" in result.stdout
+    assert "nan" not in result.stdout
+
+
 def test_effects_and_rates_are_options(lapbench, moved):
     lapbench("gate", "--baseline", "old", "--current", "new", "--min-effect", "0.06", code=1)
     accepted = lapbench(

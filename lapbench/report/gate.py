@@ -2,7 +2,7 @@
 
 It looks both ways, because a bug can raise a score. A row fails when its mean has moved by more than chance
 and by more than an effect that matters; when images have moved although the same maps were claimed; when it
-is missing; or when it cannot be compared at all.
+is missing; or when it cannot be compared at all, which is so, too, of a move over too few images to tell.
 """
 
 from collections import Counter
@@ -24,6 +24,8 @@ ORDER: tuple[State, ...] = ("regressed", "improved", "changed", "missing", "inco
 """The order of the table: what fails comes first."""
 SAME_MAPS = 1e-3
 """How far the scores of images may lie apart, on average, where the same maps are claimed."""
+FEWEST = 5
+"""Images that a verdict needs: over fewer, Student's t takes more than three standard errors for chance."""
 ASIDE = (
     "averaging",
     "box_accuracy",
@@ -233,15 +235,20 @@ def _judged(
 ) -> Verdict:
     """Say what a comparison means."""
     state: State = "ok"
-    reason = "; ".join(_other_claims(old, new))
+    reasons = list(_other_claims(old, new))
+    same = bool(old.claims) and not reasons
     moved = _moved(old, new)
-    if found.p_value < alpha and abs(found.difference) >= min_effect and found.difference != 0:
+    matters = abs(found.difference) >= min_effect and found.difference != 0
+    if matters and found.p_value < alpha:
         state = "improved" if found.difference > 0 else "regressed"
-    elif old.claims and not reason and moved > SAME_MAPS:
+    elif same and moved > SAME_MAPS:
         state = "changed"
-    if old.claims and not reason and state != "ok":
-        reason = f"the same maps are claimed, yet images moved by {moved:.4f} on average"
-    return _verdict(state, reason, old, new, found)
+    elif matters and found.n < FEWEST:
+        state = "incomparable"
+        reasons.append(f"too few images to tell this from chance: {FEWEST} wanted, {found.n} found")
+    if same and state in ("improved", "regressed", "changed"):
+        reasons.append(f"the same maps are claimed, yet images moved by {moved:.4f} on average")
+    return _verdict(state, "; ".join(reasons), old, new, found)
 
 
 def _moved(old: BaselineRow, new: BaselineRow) -> float:

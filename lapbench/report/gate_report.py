@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree as Xml
 
-from lapbench.report.gate import Gate, Verdict
+from lapbench.report.gate import FEWEST, Gate, Verdict
 from lapbench.report.markdown import escape, printable, table
 
 COLUMNS = ("verdict", "model", "explainer", "selection", "before", "now", "difference", "p", "reason")
@@ -23,17 +23,15 @@ def rule(gate: Gate) -> str:
     """Say what decided the verdicts."""
     return (
         f"A row fails where its mean IoU moved by {gate.min_effect:g} or more, either way, with p < "
-        f"{gate.alpha:g} (paired by image, corrected for the number of rows that moved at all); where the "
-        "same maps are claimed and images moved; where it is missing; and where it cannot be compared. To "
-        "accept what is meant: lapbench baseline accept --why …"
+        f"{gate.alpha:g} (paired by image, corrected for the number of rows that moved at all), or over "
+        f"fewer than {FEWEST} images, too few to tell; where the same maps are claimed and images moved; "
+        "where it is missing; and where it cannot be compared. To accept what is meant: lapbench baseline "
+        "accept --why …"
     )
 
 
 def cells(verdict: Verdict) -> list[str]:
     """Return the cells of a verdict, in the order of `COLUMNS`."""
-    difference = _number(verdict.difference, "+.4f")
-    if verdict.low is not None and verdict.high is not None and verdict.low < verdict.high:
-        difference += f" [{verdict.low:+.4f}, {verdict.high:+.4f}]"
     return [
         verdict.state,
         verdict.model,
@@ -41,7 +39,7 @@ def cells(verdict: Verdict) -> list[str]:
         verdict.selection,
         _number(verdict.before, ".4f"),
         _number(verdict.now, ".4f"),
-        difference,
+        _difference(verdict),
         _number(verdict.p_value, ".2g"),
         verdict.reason,
     ]
@@ -109,10 +107,18 @@ def _sentence(verdict: Verdict) -> str:
     """Say what happened to a row."""
     if verdict.difference is None:
         return f"{verdict.row}: {verdict.state}: {verdict.reason}"
-    interval = f"[{verdict.low:+.4f}, {verdict.high:+.4f}]"
-    found = f"IoU {verdict.before:.4f} → {verdict.now:.4f}, {verdict.difference:+.4f} {interval}"
+    found = f"IoU {verdict.before:.4f} → {verdict.now:.4f}, {_difference(verdict)}"
+    images = f"{verdict.n} image{'' if verdict.n == 1 else 's'}"
     tail = f"; {verdict.reason}" if verdict.reason else ""
-    return f"{verdict.row}: {verdict.state}: {found}, p {verdict.p_value:.2g}, {verdict.n} images{tail}"
+    return f"{verdict.row}: {verdict.state}: {found}, p {verdict.p_value:.2g}, {images}{tail}"
+
+
+def _difference(verdict: Verdict) -> str:
+    """Return by how much a row moved, with its interval, where there is one."""
+    text = _number(verdict.difference, "+.4f")
+    if verdict.low is not None and verdict.high is not None and verdict.low < verdict.high:
+        text += f" [{verdict.low:+.4f}, {verdict.high:+.4f}]"
+    return text
 
 
 def _table(verdicts: Sequence[Verdict]) -> list[str]:

@@ -73,6 +73,26 @@ def test_what_chance_explains_passes(against):
     assert verdict.state == "ok" and abs(verdict.difference) >= 0.01 and verdict.p_value > 0.05
 
 
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [([0.9], [0.1]), ([0.1], [0.9]), ([0.9, 0.8], [0.1, 0.2]), ([0.9, 0.2, 0.8, 0.5], [0.1, 0.3, 0.2, 0.4])],
+)
+def test_a_move_over_too_few_images_does_not_pass_in_silence(against, then, now):
+    verdict = against(now, then)
+
+    assert (verdict.state, verdict.passes) == ("incomparable", False)
+    wanted = f"other weights; too few images to tell this from chance: 5 wanted, {len(then)} found"
+    assert verdict.reason == wanted
+
+
+def test_few_images_are_judged_where_nothing_is_left_to_chance(against):
+    assert against([0.9], [0.9]).state == "ok"
+    assert against([0.9], [0.895]).state == "ok", "less than what matters"
+    assert against([0.1, 0.2, 0.1], [0.9, 0.95, 0.92]).state == "regressed"
+    changed = against([0.1], [0.9], claimed=claims())
+    assert changed.state == "changed" and changed.reason.startswith("the same maps are claimed, yet")
+
+
 def test_images_that_move_both_ways_under_the_same_claims_have_changed(against):
     swapped = STEADY + np.where(np.arange(200) % 2, 0.005, -0.005)
     verdict = against(swapped, claimed=claims())
