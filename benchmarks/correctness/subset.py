@@ -224,7 +224,8 @@ def rendered(lines: Sequence[str], seeds: int, minutes: float) -> str:
             "",
             f"{TRAIN:,} training samples, Adam, batches of {BATCH}; means over {seeds} seeds with 95 % "
             "intervals (Student's t). L2X divides (Gumbel noise + logits) by 0.1, L2X-F and BLA multiply by "
-            "0.1.",
+            "0.1. The soft decision of L2X and L2X-F is by the mean weights of 16 samples of the noise, the "
+            "hard one by the likeliest positions, without noise.",
             "",
             "| task | selection | overlap with the planted subset | positions selected | accuracy, soft "
             "| accuracy, hard |",

@@ -157,6 +157,13 @@ class Bla(Table):
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0  # in units of the uniform weight
     renormalise: bool = False
     output: Literal["soft", "hard"] = "soft"  # at evaluation; training is soft
+    evaluation_draws: Annotated[int, Field(ge=2)] = 16  # samples of the noise that evaluation averages over
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_younger(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is younger than some weights where it is as it was not asked for: names stay."""
+        unused = self.evaluation_draws == type(self).model_fields["evaluation_draws"].default
+        return {key: v for key, v in write(self).items() if key != "evaluation_draws" or not unused}
 
     @model_validator(mode="before")
     @classmethod

@@ -7,6 +7,7 @@ O = Σ_u w_u x_u, and each step from the features to the weights w has a rule:
     w    = g / Σg, where renormalised                       the same, of g and 1 / Σg
     g    = ReLU(· − t / n), and p = −ReLU(z)                rescale rule
     g    = the largest of several draws                     DeepLIFT's rule for max pooling
+    w    = the mean over samples of such draws              linear
     Δa_u = λ_u (Δℓ_u − Σ_v λ_v Δℓ_v / Σ_v λ_v)              softmax, as in `lapbench.explain.lap_differences`
 
 The hard output is a step of the logits, which no multiplier describes.
@@ -43,14 +44,20 @@ def bla_rule(operation: Operation, received: Tensor) -> tuple[Any, ...]:
 
 def _attention(attention: SubsetAttention, received: Tensor, z: Tensor, z_: Tensor) -> Tensor:
     """From the weights (B, n) back to the logits z (B, n)."""
+
+    def noisy(p: Tensor) -> Tensor:  # (B, n) → (B·R, n, k), as many rows as there are samples
+        return attention.scaled(attention.noisy(p)).flatten(0, 1).transpose(1, 2)
+
     p, p_ = attention.values(z), attention.values(z_)
-    logits, logits_ = (attention.scaled(attention.noisy(values)).transpose(1, 2) for values in (p, p_))
-    shares, shares_ = logits.softmax(1), logits_.softmax(1)  # (B, n, k)
+    logits, logits_ = noisy(p), noisy(p_.expand_as(p))
+    samples = len(logits) // len(p)
+    received = (received / samples).repeat_interleave(samples, 0)
+    shares, shares_ = logits.softmax(1), logits_.softmax(1)
     (g, winner), (g_, winner_) = shares.max(2, keepdim=True), shares_.max(2, keepdim=True)
     received = _threshold(attention, received, g[..., 0], g_[..., 0])
     received = given_to_winners(received[..., None], shares, shares_, g, g_, winner, winner_, 2)
     received = softmax(received, logits, logits_)
-    (to_p,) = vjp(lambda p: attention.scaled(attention.noisy(p)).transpose(1, 2), received, p)
+    (to_p,) = vjp(noisy, received, p)
     (to_z,) = vjp(attention.values, to_p, z)
     return rescaled(to_p, z, z_, p, p_, lambda: to_z)
 

@@ -21,6 +21,8 @@ Output = Literal["soft", "hard"]
 
 _NOISE_SEED = 0
 """Of the draws that every evaluation shares."""
+EVALUATION_VERSION = 2
+"""Raised when a change may change what networks with draws answer."""
 
 
 class SubsetAttention(nn.Module):
@@ -33,9 +35,15 @@ class SubsetAttention(nn.Module):
     `renormalise` makes the weights add up to 1 again.
 
     The hard weights are those of the selected positions: all whose p is the maximum, the same for each; with
-    draws the k largest, 1/k each, which positions of the same value share. They pass no gradient.
-    Training uses the soft weights, and so does evaluation, unless `output` is ``hard``. At evaluation the
-    noise is the same for every sample: the network answers the same when it is asked again.
+    draws the k largest, 1/k each, which positions of the same value share. They pass no gradient, and there
+    is no noise in them: they are the k likeliest.
+    Training uses the soft weights, and so does evaluation, unless `output` is ``hard``. L2X draws in
+    evaluation, too; so that the network answers the same when it is asked again, and shows what it weighs
+    rather than the noise of one sample, the weights are there the mean over `evaluation_draws` fixed samples,
+    the same for all that is asked. What is pooled is linear in the weights: it is the mean of what the
+    samples pool, and behind a linear head the logits are the mean of their logits. Soft decision and map are
+    of these same weights. Every position meets the same noise, in another order, so that equal positions have
+    equal weights, but for what the noise of the others makes of them.
     """
 
     def __init__(
@@ -48,10 +56,12 @@ class SubsetAttention(nn.Module):
         threshold: float = 0.0,
         renormalise: bool = False,
         output: Output = "soft",
+        evaluation_draws: int = 16,
     ) -> None:
         super().__init__()
         self.logits, self.draws, self.threshold, self.renormalise = logits, draws, threshold, renormalise
         self.temperature, self.temperature_mode, self.output = temperature, temperature_mode, output
+        self.evaluation_draws = evaluation_draws
         # Modules rather than functions: attribution methods that hook non-linearities must see them.
         self.bound = nn.ReLU()
         self.excess = nn.ReLU()
@@ -66,13 +76,13 @@ class SubsetAttention(nn.Module):
         return -self.bound(z) if self.logits == "bounded" else -z
 
     def soft(self, logits: Tensor) -> Tensor:
-        """Return the weights that training learns by."""
-        g = self.scaled(self.noisy(self.values(logits).flatten(1))).softmax(-1).amax(1)
+        """Return the weights that training learns by; at evaluation the mean of such."""
+        g = self.scaled(self.noisy(self.values(logits).flatten(1))).softmax(-1).amax(2)
         if self.threshold:
-            g = self.excess(g - self.threshold / g.shape[1])
+            g = self.excess(g - self.threshold / g.shape[2])
         if self.renormalise:
-            g = g / g.sum(1, keepdim=True)
-        return g.view(logits.shape)
+            g = g / g.sum(2, keepdim=True)
+        return g.mean(1).view(logits.shape)
 
     @torch.no_grad()
     def hard(self, logits: Tensor) -> Tensor:
@@ -85,15 +95,21 @@ class SubsetAttention(nn.Module):
         return ((above + equal * left / equal.sum(1, keepdim=True)) / wanted).view(logits.shape)
 
     def noisy(self, p: Tensor) -> Tensor:
-        """Values p (B, n) → (B, k, n), each with its own noise; without draws (B, 1, n), p itself."""
+        """Values p (B, n) → (B, R, k, n), R samples of k draws each; without draws (B, 1, 1, n), p itself.
+
+        In training R = 1, and all noise is its own.
+        """
         if not self.draws:
-            return p.unsqueeze(1)
-        shape = (self.draws, p.shape[1])
+            return p[:, None, None]
         if self.training:
-            draws = torch.empty(len(p), *shape, dtype=p.dtype, device=p.device).exponential_()
+            shape = (len(p), 1, self.draws, p.shape[1])
+            draws = torch.empty(shape, dtype=p.dtype, device=p.device).exponential_()
         else:
-            draws = torch.empty(shape).exponential_(generator=torch.Generator().manual_seed(_NOISE_SEED))
-        return p.unsqueeze(1) - draws.to(p).log()  # −log of an exponential variable has Gumbel's distribution
+            generator, samples = torch.Generator().manual_seed(_NOISE_SEED), self.evaluation_draws
+            pool = torch.empty(samples, self.draws).exponential_(generator=generator)
+            order = torch.rand(samples, p.shape[1], generator=generator).argsort(0)
+            draws = pool[order].transpose(1, 2).to(p)
+        return p[:, None, None] - draws.log()  # −log of an exponential variable has Gumbel's distribution
 
     def scaled(self, p: Tensor) -> Tensor:
         """Return what softmax is taken of."""
@@ -101,7 +117,8 @@ class SubsetAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """Every setting."""
-        names = ("logits", "draws", "temperature", "temperature_mode", "threshold", "renormalise", "output")
+        names = ["logits", "draws", "temperature", "temperature_mode", "threshold", "renormalise", "output"]
+        names += ["evaluation_draws"] if self.draws else []
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 

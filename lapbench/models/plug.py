@@ -102,7 +102,7 @@ def put_bla(model: nn.Module, spec: Bla) -> nn.Module:
     SqueezeNet pools the maps of its classes, which are then what BLA scores and pools.
     Errors: DefinitionError for a network without a global pooling, or one that carries such a layer already.
     """
-    attention = SubsetAttention(**spec.model_dump(exclude={"preset"}))
+    attention = SubsetAttention(**{name: value for name, value in spec if name != "preset"})
     wanted = "global pooling to 1×1, a module nn.AdaptiveAvgPool2d(1)"
     return _pooled_by(model, "bla", lambda channels, _pool: BLA(channels, attention), _is_global, wanted)
 

@@ -20,6 +20,7 @@ from lapbench.data import Dataset, Split, describe, load_manifest, open_dataset
 from lapbench.digest import digest_of, digest_of_file
 from lapbench.errors import DefinitionError, WeightsError, suggest
 from lapbench.executor import Key, Progress
+from lapbench.models.bla import EVALUATION_VERSION
 from lapbench.models.published import published_weights
 from lapbench.registry import ExplainerSpec, architectures, explainers
 from lapbench.store import MapStore
@@ -93,8 +94,10 @@ class Subject:
 
     def identity(self) -> dict[str, Any]:
         """Everything of the network that can change a map."""
+        drawn = self.model.bla is not None and self.model.bla.draws
         return {
             **_structure(self.model),
+            **({"evaluation": EVALUATION_VERSION} if drawn else {}),
             "weights": self.weights_digest,
             "randomised": self.randomised,
         }

@@ -100,30 +100,61 @@ def test_the_hard_output_is_that_of_a_loop_over_positions(logits, draws):
 
 
 @pytest.mark.parametrize("mode", ["multiply", "divide"])
-def test_draws_add_gumbel_noise_before_the_temperature_and_keep_the_largest(mode, monkeypatch):
-    bla = layer(logits="linear", draws=3, temperature_mode=mode, temperature=0.5)
-    x = features()
-    exponential = torch.rand(3, 12, dtype=torch.float64) + 0.1
-    monkeypatch.setattr(torch.Tensor, "exponential_", lambda self, **_: self.copy_(exponential))
+@pytest.mark.parametrize("more", [{}, {"threshold": 0.98, "renormalise": True}])
+def test_draws_add_gumbel_noise_before_the_temperature_and_keep_the_largest(mode, more):
+    """At evaluation the mean over several such samples, each cut and divided for itself."""
+    options = {"logits": "linear", "draws": 3, "temperature_mode": mode, "temperature": 0.5, **more}
+    bla, x = layer(**options, evaluation_draws=4), features()
     scale = 0.5 if mode == "multiply" else 2.0
+    noise = bla.attention.noisy(torch.zeros(1, 12, dtype=torch.float64))[0]
+    assert noise.shape == (4, 3, 12)
     weights = []
     for p in slow_values(bla, x):
-        rows = [
-            slow_softmax([scale * (value - math.log(e)) for value, e in zip(p, draw, strict=True)])
-            for draw in exponential.float().tolist()
-        ]
-        weights.append([max(column) for column in zip(*rows, strict=True)])
+        samples = []
+        for draws in noise.tolist():
+            rows = [
+                slow_softmax([scale * (value + gumbel) for value, gumbel in zip(p, draw, strict=True)])
+                for draw in draws
+            ]
+            g = [max(column) for column in zip(*rows, strict=True)]
+            g = [max(value - bla.attention.threshold / 12, 0.0) for value in g]
+            samples.append([value / sum(g) for value in g] if bla.attention.renormalise else g)
+        weights.append([sum(column) / 4 for column in zip(*samples, strict=True)])
     torch.testing.assert_close(bla(x), slow_pool(x, weights))
 
 
-def test_the_noise_of_the_draws_is_gumbels():
+@pytest.mark.parametrize("training", [True, False])
+def test_the_noise_of_the_draws_is_gumbels(training):
     """Its mean is Euler's constant, its variance π²/6; and every training pass has its own."""
-    attention = SubsetAttention(logits="linear", draws=50).train()
-    noise = attention.noisy(torch.zeros(40, 100))
-    assert noise.shape == (40, 50, 100)
+    attention = SubsetAttention(logits="linear", draws=50, evaluation_draws=800).train(training)
+    p = torch.zeros(40 if training else 1, 100)
+    noise = attention.noisy(p)
+    assert noise.shape == ((40, 1, 50, 100) if training else (1, 800, 50, 100))
     assert float(noise.mean()) == pytest.approx(0.5772, abs=0.01)
     assert float(noise.var()) == pytest.approx(math.pi**2 / 6, rel=0.02)
-    assert not torch.equal(noise, attention.noisy(torch.zeros(40, 100)))
+    assert torch.equal(noise, attention.noisy(p)) != training
+
+
+def test_at_evaluation_every_position_meets_the_same_noise_in_another_order():
+    noise = SubsetAttention(draws=3).eval().noisy(torch.zeros(1, 20))[0]
+    first = sorted(noise[:, :, 0].tolist())
+    assert all(sorted(noise[:, :, place].tolist()) == first for place in range(20))
+    assert len({tuple(noise[:, 0, place].tolist()) for place in range(20)}) > 15
+
+
+def test_the_noise_leaves_no_pattern_where_all_positions_are_as_good():
+    """A single draw would: weights that differ by a seventh, at the same places of every image."""
+    weights = SubsetAttention(logits="linear", draws=8).eval()(torch.zeros(1, 7, 7))
+    assert float(weights.std() / weights.mean()) < 0.01
+
+
+def test_the_mean_of_the_weights_is_the_mean_of_the_logits():
+    """Behind a linear head, over the samples that make it."""
+    bla, x = layer(logits="linear", draws=3, temperature=1.0, evaluation_draws=5), features()
+    head, p = nn.Linear(5, 2).double(), torch.tensor(slow_values(bla, x), dtype=torch.float64)
+    samples = bla.attention.noisy(p).softmax(-1).amax(2)  # (B, 5, n)
+    answers = [head((x.flatten(2) * one[:, None]).sum(2)) for one in samples.unbind(1)]
+    torch.testing.assert_close(head(bla(x).flatten(1)), torch.stack(answers).mean(0))
 
 
 def test_at_evaluation_all_samples_share_one_noise_and_no_generator_moves():

@@ -141,6 +141,18 @@ def test_the_hard_output_is_another_network_with_the_same_measures(done):
     assert hard.identity() != soft.identity()
 
 
+def test_maps_of_networks_that_draw_have_new_names_and_weights_the_old(done):
+    """How evaluation draws decides what is answered; as long as it is not set, it renames no weights."""
+    job, _ = done
+    *others, drawing = job.benchmark.models
+    more = drawing.model_copy(update={"bla": drawing.bla.model_copy(update={"evaluation_draws": 4})})
+    assert not any("evaluation" in Subject(m, 0, job.weights(m, 0)).identity() for m in others)
+    assert "evaluation" in Subject(drawing, 0, job.weights(drawing, 0)).identity()
+    assert "evaluation_draws" not in drawing.bla.model_dump()
+    assert more.bla.model_dump()["evaluation_draws"] == 4
+    assert job.weights(more, 0) != job.weights(drawing, 0)
+
+
 def test_networks_without_it_keep_their_names(tmp_path):
     job = tiny.job(tiny.write_definition(tmp_path), tmp_path)
     plain = job.benchmark.models[1]
