@@ -29,6 +29,7 @@ from lapbench.report.results import (
     Ranking,
     Record,
     Row,
+    faults_of,
     read_image_scores,
     read_leaderboard,
     write_file,
@@ -117,10 +118,11 @@ def _submitter(folder: Path) -> Submitter:
         return Submitter(by=folder.resolve().name)
     try:
         return Submitter.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (ValidationError, ValueError) as error:
-        raise ResultError(
-            f'{path}: wanted {{"by": "who ran it", "note": "anything"}}: {str(error).splitlines()[0]}'
-        ) from None
+    except ValidationError as error:
+        found = "; ".join(faults_of(error, Submitter))
+    except (ValueError, RecursionError) as error:
+        found = f"not valid JSON: {error}"
+    raise ResultError(f'{path}: wanted {{"by": "who ran it", "note": "anything"}}: {found}')
 
 
 def merge(submissions: Sequence[Submission]) -> list[Merged]:

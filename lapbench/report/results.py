@@ -481,11 +481,16 @@ def _from_json(path: Path, content: bytes, model: type[M], mend: str = _MEND) ->
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        faults = [_fault(item, model) for item in error.errors(include_url=False)]
+        faults = faults_of(error, model)
         shown = faults[:20] + ([f"… and {len(faults) - 20} more"] if len(faults) > 20 else [])
         plural = "fault" if len(faults) == 1 else "faults"
         listed = "".join(f"\n  {line}" for line in shown)
         raise ResultError(f"{path}: {len(faults)} {plural}{listed}") from None
+
+
+def faults_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Say each fault of a file of ours in a line: where, what was wanted and what was found."""
+    return [_fault(item, model) for item in error.errors(include_url=False)]
 
 
 def _refuse_constant(token: str) -> None:

@@ -178,12 +178,24 @@ def test_changed_scores_by_image_are_refused(tmp_path: Path) -> None:
         read_submission(folder)
 
 
-@pytest.mark.parametrize("content", ['{"note": "mine"}', "[]", "{", '{"by": ""}'])
-def test_a_broken_submission_file_is_named(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ('{"note": "mine"}', "by: this field is missing"),
+        ('{"who": "me", "by": "x"}', "who: unknown field"),
+        ("[]", "the file: Input should be a valid dictionary or instance of Submitter (found [])"),
+        ('{"by": ""}', "by: String should have at least 1 character (found '')"),
+        ("{", "not valid JSON: Expecting property name"),
+        ("[" * 100_000, "not valid JSON: "),
+    ],
+)
+def test_a_broken_submission_file_is_named_with_its_fault(tmp_path: Path, content: str, fault: str) -> None:
     folder = submit(tmp_path / "ada")
     (folder / "submission.json").write_text(content)
-    with pytest.raises(ResultError, match=r"submission\.json: wanted \{\"by\": \"who ran it\""):
+    with pytest.raises(ResultError) as error:
         read_submission(folder)
+    wanted = f'{folder}/submission.json: wanted {{"by": "who ran it", "note": "anything"}}: '
+    assert str(error.value).startswith(wanted + fault)
 
 
 def test_what_is_written_again_is_the_same(tmp_path: Path) -> None:
