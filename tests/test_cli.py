@@ -363,8 +363,14 @@ def test_maps_list_check_and_export(lapbench, cached, tmp_path):
 
 def test_maps_of_an_empty_cache(lapbench, tmp_path):
     assert lapbench("maps", "list").stdout.split() == ["shard", "samples", "arrays", "KiB"]
-    assert lapbench("maps", "check", "--cache", tmp_path / "none").stdout.startswith("0 shards, 0 broken")
+    assert lapbench("maps", "check").stdout.startswith("0 shards, 0 broken")
     assert lapbench("maps", "export", "out").stdout == "0 shards, 0 files in out\n"
+
+
+@pytest.mark.parametrize("command", [("list",), ("check",), ("export", "out")])
+def test_a_cache_that_is_not_there_is_not_an_empty_one(lapbench, tmp_path, command):
+    result = lapbench("maps", *command, "--cache", tmp_path / "none", code=2)
+    assert f"{tmp_path / 'none'}: there is no such cache: name the folder" in result.stderr
 
 
 @pytest.fixture

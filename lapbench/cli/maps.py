@@ -55,9 +55,12 @@ def export_maps(
 
 
 def _store(cache: Path | None) -> "MapStore":
+    from lapbench.errors import StoreError
     from lapbench.pipeline import default_cache
     from lapbench.store import MapStore
 
+    if cache is not None and not cache.is_dir():
+        raise StoreError(f"{cache}: there is no such cache: name the folder that a run was given as --cache")
     return MapStore((cache or default_cache()) / "maps", warn=say)
 
 
