@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+import lapbench
 from lapbench.benchmark import Protocol
-from lapbench.digest import digest_of, digest_of_file, plain
+from lapbench.digest import digest_of, digest_of_code, digest_of_file, plain
 
 
 def test_it_is_the_sha256_of_canonical_json():
@@ -47,3 +48,21 @@ def test_a_file_is_read_in_blocks(tmp_path):
     content = bytes(range(256)) * 5000
     (tmp_path / "file").write_bytes(content)
     assert digest_of_file(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_code_is_what_its_files_say_wherever_it_lies(tmp_path):
+    def code(name, **files):
+        for file, content in files.items():
+            path = tmp_path / name / f"{file.replace('_', '/')}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        (tmp_path / name / "notes.txt").write_text(name)
+        return digest_of_code(tmp_path / name)
+
+    one = code("one", a="x = 1", b_c="y = 2")
+    assert one == code("two", b_c="y = 2", a="x = 1")
+    assert (
+        len({one, code("3", a="x = 2", b_c="y = 2"), code("4", a="x = 1", c="y = 2"), code("5", a="x = 1")})
+        == 4
+    )
+    assert digest_of_code() == digest_of_code(Path(lapbench.__file__).parent)

@@ -4,7 +4,7 @@ from importlib.metadata import version
 from typing import Any
 
 from lapbench import __version__
-from lapbench.digest import digest_of, digest_of_file, plain
+from lapbench.digest import digest_of, digest_of_code, digest_of_file, plain
 from lapbench.errors import ResultError
 from lapbench.pipeline.classification import summarise
 from lapbench.pipeline.job import Job, pretrained_identity
@@ -93,7 +93,7 @@ def _finished(row: Row, models: dict[str, ModelSummary], drop: Estimate | None) 
 
 
 def shared_provenance(job: Job) -> dict[str, Any]:
-    """What all rows of a benchmark share: definition, data, protocol and versions."""
+    """What all rows of a benchmark share: definition, data, protocol and versions, with the code's digest."""
     dataset = job.dataset
     left_out = {"boxes_outside": dataset.n_outside} if dataset.n_outside else {}
     return {
@@ -103,6 +103,7 @@ def shared_provenance(job: Job) -> dict[str, Any]:
         "limit": job.workspace.limit,
         "versions": {
             "lapbench": __version__,
+            "code": digest_of_code(),
             **{name: version(name) for name in ("torch", "captum", "scikit-learn", "scipy", "numpy")},
         },
     }

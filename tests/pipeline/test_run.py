@@ -12,11 +12,13 @@ from PIL import Image
 
 import lapbench
 from lapbench import pipeline
+from lapbench.digest import digest_of_code
 from lapbench.models import record_laps
 from lapbench.pipeline import networks
 from lapbench.pipeline.job import Block, Subject
 from lapbench.pipeline.networks import load_network
 from lapbench.pipeline.samples import Samples
+from lapbench.report import read_leaderboard
 from lapbench.report.merge import read_submission
 from lapbench.store import MapStore
 from pipeline import tiny
@@ -198,6 +200,23 @@ def test_a_run_in_another_folder_gives_the_same_bytes(copied, finished):
     pipeline.report(tiny.job(copied / "tiny.toml", copied))
 
     assert tiny.files(copied / "out") == tiny.files(finished.out)
+
+
+def test_a_report_says_which_code_wrote_it_and_no_name_does(finished, copied, monkeypatch):
+    versions = finished.board.provenance["versions"]
+    assert versions["code"] == digest_of_code() and versions["lapbench"] == lapbench.__version__
+
+    monkeypatch.setattr("lapbench.pipeline.reporting.digest_of_code", lambda: "0" * 64)
+    board = pipeline.run(tiny.job(copied / "tiny.toml", copied))
+    assert board.provenance["versions"]["code"] == "0" * 64
+    assert tiny.files(copied / "cache") == tiny.files(finished.cache), "nothing has another name"
+
+
+def test_a_report_without_the_digest_of_its_code_is_read(finished, tmp_path):
+    older = json.loads((finished.out / "leaderboard.json").read_text())
+    del older["provenance"]["versions"]["code"]
+    (tmp_path / "leaderboard.json").write_text(json.dumps(older))
+    assert read_leaderboard(tmp_path / "leaderboard.json").rows == finished.board.rows
 
 
 def test_second_run_builds_no_network_and_gives_the_same_bytes(finished, monkeypatch):
