@@ -44,7 +44,7 @@ class Sample:
     id: unique within the data set, stable across machines. image: (C, H, W) float32 in [0, 1], C = 1 or 3.
     label: index into the data set's classes, or into its other targets. boxes: in pixels of this image. mask:
     the ground truth as (H, W) bool: the union of the boxes, or the annotated mask; all False where nothing is
-    annotated.
+    annotated. ignore: (H, W) bool, pixels that count neither as truth nor as background; None: all count.
     """
 
     id: str
@@ -52,3 +52,4 @@ class Sample:
     label: int
     boxes: tuple[Box, ...]
     mask: MaskArray
+    ignore: MaskArray | None = None

@@ -16,7 +16,7 @@ from lapbench.data.images import read_image, read_mask, read_size
 from lapbench.data.landmarks import outside
 from lapbench.data.manifest import Manifest
 from lapbench.data.paths import describe_folder, find_root
-from lapbench.data.record import Drawn, Record
+from lapbench.data.record import Drawn, MaskFile, Record, corners
 from lapbench.data.splits import assign, mixed, torn_units
 from lapbench.digest import digest_of, digest_of_file
 from lapbench.errors import DataError
@@ -152,10 +152,10 @@ def _look_at(
     records: Sequence[Record], *, decode: bool, progress: Callable[[int, int], object]
 ) -> dict[Path | Drawn, _Looked]:
     """Look at every image and mask once, several at a time."""
-    masks: dict[Path, set[int | None]] = {}
+    masks: dict[Path, set[MaskFile]] = {}
     for record in records:
         if record.mask:
-            masks.setdefault(record.mask.path, set()).add(record.mask.value)
+            masks.setdefault(record.mask.path, set()).add(record.mask)
     sources = list(dict.fromkeys([*(record.source for record in records), *masks]))
     looked = {}
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
@@ -166,12 +166,12 @@ def _look_at(
     return looked
 
 
-def _look(source: Path | Drawn, *, masks: Mapping[Path, Iterable[int | None]], decode: bool) -> _Looked:
+def _look(source: Path | Drawn, *, masks: Mapping[Path, Iterable[MaskFile]], decode: bool) -> _Looked:
     if isinstance(source, Drawn):
         return _Looked(source.digest, source.size)
     try:
         if decode and source in masks:
-            found = [read_mask(source, value) for value in masks[source]]
+            found = [read_mask(source, mask.value, ignore=mask.ignore) for mask in masks[source]]
             size = (found[0].shape[0], found[0].shape[1])
             return _Looked(digest_of_file(source), size, empty=not np.any(found))
         if decode:
@@ -200,9 +200,9 @@ def _digest(records: Iterable[Record], pictures: Pictures) -> str:
         [
             [
                 r.id, r.label, pictures[r.source].digest if r.source in pictures else "",
-                [[box.x0, box.y0, box.x1, box.y1] for box in r.boxes], r.window,
+                corners(r.boxes), r.window,
                 [pictures[r.mask.path].digest, r.mask.value] if r.mask and r.mask.path in pictures else "",
-                *([r.answer] if r.answer else []),
+                *r.younger,
             ]
             for r in records
         ]
@@ -281,7 +281,7 @@ def _boxes(records: Sequence[Record], pictures: Pictures) -> Iterator[Finding]:
     outside, beyond = [], []
     for record in records:
         looked = pictures[record.source]
-        for box in () if looked.fault else record.boxes:
+        for box in () if looked.fault else (*record.boxes, *record.ignored):
             height, width = looked.size
             cut = clip(box, 0, 0, width, height)
             told = f"{record.where}: {_corners(box)} in an image {width} wide and {height} high"
@@ -290,6 +290,9 @@ def _boxes(records: Sequence[Record], pictures: Pictures) -> Iterator[Finding]:
             elif cut != box:
                 beyond.append(told)
     state: State = "fault" if outside else "ok"
+    ignored = sum(len(record.ignored) for record in records)
+    if ignored:
+        yield Finding("note", "boxes to ignore", f"{ignored:,}, whose pixels count neither way")
     yield Finding(state, "boxes outside their images", _some(outside))
     if beyond:
         yield Finding("note", "boxes cut at the border", _some(beyond))

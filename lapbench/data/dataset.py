@@ -17,7 +17,7 @@ from lapbench.data.inspection import Inspector
 from lapbench.data.landmarks import fractions, outside
 from lapbench.data.manifest import Manifest
 from lapbench.data.paths import find_root
-from lapbench.data.record import Drawn, MaskFile, Record
+from lapbench.data.record import Drawn, MaskFile, Record, corners
 from lapbench.data.splits import divide, mixed
 from lapbench.digest import digest_of
 from lapbench.errors import DataError, UnknownNameError
@@ -142,9 +142,13 @@ class Split(Sequence[Sample]):
         if isinstance(index, slice):
             known = None if self.decoded is None else self.decoded[index]
             return Split(self.name, self.entries[index], self.view, decoded=known, keep_in=self.keep_in)
-        record = self.entries[index].record
         return Sample(
-            record.id, self.image(index), int(self.labels[index]), self.boxes(index), self.mask(index)
+            self.entries[index].record.id,
+            self.image(index),
+            int(self.labels[index]),
+            self.boxes(index),
+            self.mask(index),
+            self.ignore(index),
         )
 
     def image(self, index: int) -> FloatArray:
@@ -168,15 +172,30 @@ class Split(Sequence[Sample]):
         x0, y0, x1, y1 = _window(entry)
         return resize_mask(_whole_mask(entry.record.mask)[y0:y1, x0:x1], (height, width))
 
+    def ignore(self, index: int) -> MaskArray | None:
+        """Return the pixels of a sample (H, W) that do not count; None where all do, as truth always does."""
+        entry, size = self.entries[index], self.view.image_size
+        record = entry.record
+        if not record.ignores:
+            return None
+        region = _boxes.rasterise(self._shown(entry, record.ignored), *size)
+        if record.mask is not None and record.mask.ignore is not None:
+            x0, y0, x1, y1 = _window(entry)
+            region |= resize_mask(read_mask(record.mask.path, record.mask.ignore)[y0:y1, x0:x1], size)
+        region &= ~self.mask(index)
+        return region if region.any() else None
+
     def boxes(self, index: int) -> tuple[Box, ...]:
         """Return the boxes of a sample in pixels of the size that the network sees; nothing is decoded."""
         entry = self.entries[index]
+        return self._shown(entry, entry.record.boxes)
+
+    def _shown(self, entry: Entry, boxes: Sequence[Box]) -> tuple[Box, ...]:
+        """Bring boxes of the whole image to the size that the network sees, cut to the window."""
         x0, y0, x1, y1 = window = _window(entry)
         height, width = self.view.image_size
         fx, fy = width / (x1 - x0), height / (y1 - y0)
-        return tuple(
-            _boxes.scale(_boxes.move(box, -x0, -y0), fx, fy) for box in seen(entry.record.boxes, window)
-        )
+        return tuple(_boxes.scale(_boxes.move(box, -x0, -y0), fx, fy) for box in seen(boxes, window))
 
     def _reduction(self, entry: Entry) -> int:
         """What the sides of an image are divided by while decoded; windows are cut from whole images."""
@@ -317,14 +336,13 @@ def _inspect(record: Record, task: Task, inspector: Inspector, counts: dict[str,
             f"{record.where or f'sample {record.id!r}'}: the landmark at ({beyond[0][0]:g}, {beyond[0][1]:g})"
             f" lies outside the image {size[1]} wide and {size[0]} high: correct it, or leave the image out"
         )
-    boxes = seen(record.boxes, (0, 0, size[1], size[0]))
-    counts["n_outside"] += len(record.boxes) - len(boxes)
-    counts["n_clipped"] += sum(box not in record.boxes for box in boxes)
-    clipped = replace(record, boxes=tuple(boxes))
-    truth = [[box.x0, box.y0, box.x1, box.y1] for box in boxes]
+    boxes, ignored = (seen(own, (0, 0, size[1], size[0])) for own in (record.boxes, record.ignored))
+    for own, kept in ((record.boxes, boxes), (record.ignored, ignored)):
+        counts["n_outside"] += len(own) - len(kept)
+        counts["n_clipped"] += sum(box not in own for box in kept)
+    clipped = replace(record, boxes=tuple(boxes), ignored=tuple(ignored))
     mask = [inspector.inspect(record.mask.path).digest, record.mask.value] if record.mask else None
-    answer = [record.answer] if record.answer else []  # data sets without keep their names
-    named = [record.id, record.label, digest, truth, mask, record.window, *answer]
+    named = [record.id, record.label, digest, corners(boxes), mask, record.window, *clipped.younger]
     return Entry(clipped, size, digest_of(named))
 
 
@@ -360,4 +378,4 @@ def _has_truth(entry: Entry) -> bool:
 
 
 def _whole_mask(mask: MaskFile) -> MaskArray:
-    return read_mask(mask.path, mask.value)
+    return read_mask(mask.path, mask.value, ignore=mask.ignore)

@@ -109,11 +109,12 @@ def read_size(path: Path) -> tuple[int, int]:
         return (width, height) if turned else (height, width)
 
 
-def read_mask(path: Path, value: int | None = None) -> MaskArray:
+def read_mask(path: Path, value: int | None = None, *, ignore: int | None = None) -> MaskArray:
     """Decode a mask file: (H, W) bool, True where the grey level or palette index is ``value`` (None: not 0).
 
-    Of a mask of one bit, white is any value but 0. Errors: DataError as `read_image`, for a mask in colour,
-    whose object no single number names, and for one whose levels a lossy format has blurred.
+    ignore: a level that is never the object. Of a mask of one bit, white is any value but 0. Errors:
+    DataError as `read_image`, for a mask in colour, whose object no single number names, and for one whose
+    levels a lossy format has blurred.
     """
     with _opened(path) as image:
         if image.mode not in ("1", "L", "P", "I", *_SIXTEEN_BITS):
@@ -129,7 +130,7 @@ def read_mask(path: Path, value: int | None = None) -> MaskArray:
                 f"{path}: {image.format} has blurred the levels of this mask: save it as PNG, without loss"
             )
     mask: MaskArray = levels != 0 if value is None else levels == value
-    return mask
+    return mask if ignore is None else mask & (levels != ignore)
 
 
 def to_channels(image: FloatArray, channels: int) -> FloatArray:

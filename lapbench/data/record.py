@@ -1,6 +1,6 @@
 """What a reader says about one image, before anything is decoded."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,11 +23,13 @@ class Drawn:
 class MaskFile:
     """An annotated mask of the image's size.
 
-    value: the grey level or palette index that is the object; None: every one but 0.
+    value: the grey level or palette index that is the object; None: every one but 0. ignore: that of pixels
+    that are neither object nor background; None: there are none.
     """
 
     path: Path
     value: int | None = None
+    ignore: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Record:
     the height and width that the annotation claims, checked against the file. where: the file and row that
     errors name. answer: all that a network is to answer about the image, where that is more than the label:
     landmarks x0, y0, x1, y1 and so on in pixels of the whole displayed image, or the numbers of a caption's
-    words.
+    words. ignored: boxes as those of the truth, whose pixels do not count where they are not truth as well.
     """
 
     id: str
@@ -56,11 +58,30 @@ class Record:
     declared_size: tuple[int, int] | None = None
     where: str = ""
     answer: tuple[float, ...] = ()
+    ignored: tuple[Box, ...] = ()
 
     @property
     def unit(self) -> str:
         """What splits keep whole: the group, or the sample itself."""
         return self.group or self.id
+
+    @property
+    def ignores(self) -> bool:
+        """Whether it names pixels that do not count."""
+        return bool(self.ignored) or (self.mask is not None and self.mask.ignore is not None)
+
+    @property
+    def younger(self) -> list[object]:
+        """What digests hold of a record that has it: data sets without keep their names."""
+        found: list[object] = [self.answer] if self.answer else []
+        if self.ignores:
+            found.append({"ignored": corners(self.ignored), "level": self.mask.ignore if self.mask else None})
+        return found
+
+
+def corners(boxes: Iterable[Box]) -> list[list[float]]:
+    """Return boxes as digests hold them."""
+    return [[box.x0, box.y0, box.x1, box.y1] for box in boxes]
 
 
 def with_targets(image: Record, truth: Sequence[tuple[str, Box]], number: int) -> Iterator[Record]:

@@ -15,6 +15,7 @@ from lapbench.data.boxes import rasterise
 from lapbench.errors import StoreError
 from lapbench.pipeline.job import Block, Job, RowSource
 from lapbench.pipeline.rows import ScoredRow, read_row
+from lapbench.pipeline.samples import stack_ignored
 from lapbench.report.page import (
     Gallery,
     Panel,
@@ -186,22 +187,29 @@ def _part(job: Job, shown: Shown, maps: FloatArray, samples: Sequence[Sample], s
     """Quantise maps at a size, and score them as they are at every threshold of the page."""
     normal, raw = _brought_to_size(job, shown.source, maps)
     masks = np.stack([sample.mask for sample in samples])
+    ignored = stack_ignored([sample.ignore for sample in samples])
     tables = [
-        _table(raw, masks, grid, 1)
+        _table(raw, masks, ignored, grid, 1)
         if scored.row.selection == "native"
-        else _table(normal, masks, grid, shown.orientation)
+        else _table(normal, masks, ignored, grid, shown.orientation)
         for scored, grid in zip(shown.rows, shown.grids, strict=True)
     ]
     peak, top = raw.max(axis=(1, 2)), normal.max(axis=(1, 2))
     scale = np.divide(peak, top, out=np.ones(len(maps)), where=(top > 0) & np.isfinite(peak))
     levels = to_levels(shrink(normal, size), shown.levels_grid, shown.orientation)
-    return Part(levels, tuple(tables), iou_top_k(normal, masks).iou, scale)
+    return Part(levels, tuple(tables), iou_top_k(normal, masks, ignore=ignored).iou, scale)
 
 
-def _table(maps: FloatArray, masks: MaskArray, grid: Numbers, orientation: Literal[1, -1]) -> Numbers:
+def _table(
+    maps: FloatArray,
+    masks: MaskArray,
+    ignored: MaskArray | None,
+    grid: Numbers,
+    orientation: Literal[1, -1],
+) -> Numbers:
     """Return the IoU of maps at every threshold, (n, k); NaN where a map fails or has no truth."""
     found = np.full((len(maps), len(grid)), np.nan)
-    for line, pixels in zip(found, images(maps, masks), strict=True):
+    for line, pixels in zip(found, images(maps, masks, ignored), strict=True):
         if pixels.scorable:
             line[:] = iou_at(pixels.ranked, grid, orientation)
     return found

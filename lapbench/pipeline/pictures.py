@@ -209,11 +209,7 @@ def _column(job: Job, row: RowSource, block: Block, samples: list[Sample], score
     elif scored and scored.seeds and scored.seeds[0].threshold is not None:
         normal = normalise(maps, size, mode=spec.upsample, sign=protocol.sign, order=protocol.order)
         masks = predict_mask(normal, scored.seeds[0].threshold, scored.orientation or 1)
-    iou = (
-        None
-        if masks is None
-        else [_iou(mask, sample.mask) for mask, sample in zip(masks, samples, strict=True)]
-    )
+    iou = None if masks is None else [_iou(mask, sample) for mask, sample in zip(masks, samples, strict=True)]
     return MapColumn(
         title=row.explainer.row,
         maps=shown,
@@ -224,5 +220,6 @@ def _column(job: Job, row: RowSource, block: Block, samples: list[Sample], score
     )
 
 
-def _iou(predicted: MaskArray, truth: MaskArray) -> float:
-    return float((predicted & truth).sum() / max(1, (predicted | truth).sum()))
+def _iou(predicted: MaskArray, sample: Sample) -> float:
+    counted = predicted if sample.ignore is None else predicted & ~sample.ignore
+    return float((counted & sample.mask).sum() / max(1, (counted | sample.mask).sum()))

@@ -1,6 +1,7 @@
 """The samples of a job: each image is decoded once, whatever asks for it, and none where masks suffice."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,6 +17,14 @@ BUDGET = 2**30
 """Bytes of decoded images and masks kept in memory; images beyond are decoded into a file."""
 
 
+def stack_ignored(regions: Sequence[MaskArray | None]) -> MaskArray | None:
+    """Stack the pixels of n images that do not count, (n, H, W); None where all of them do."""
+    some = next((region for region in regions if region is not None), None)
+    if some is None:
+        return None
+    return np.stack([np.zeros_like(some) if region is None else region for region in regions])
+
+
 class Samples:
     """The images, masks, ids and labels of a job's blocks."""
 
@@ -24,6 +33,7 @@ class Samples:
         self._opened: dict[Split, Split] = {}
         self._images: dict[Split, tuple[FloatArray, MaskArray]] = {}  # and which of them are decoded
         self._masks: dict[Block, MaskArray] = {}
+        self._ignored: dict[Block, MaskArray | None] = {}
         self._bytes = 0
 
     def images(self, block: Block) -> Tensor:
@@ -53,6 +63,16 @@ class Samples:
         if self._takes(masks.nbytes):
             self._masks[block] = masks
         return masks
+
+    def ignored(self, block: Block) -> MaskArray | None:
+        """The pixels that do not count, (n, H, W); None where all of them do."""
+        if block in self._ignored:
+            return self._ignored[block]
+        split = self.job.dataset[block.split]
+        ignored = stack_ignored([split.ignore(index) for index in block.indices])
+        if ignored is None or self._takes(ignored.nbytes):
+            self._ignored[block] = ignored
+        return ignored
 
     def boxes(self, block: Block) -> list[tuple[Box, ...]]:
         """The annotated boxes; where an image has none, those of the parts of its mask."""

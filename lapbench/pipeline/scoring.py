@@ -37,6 +37,7 @@ from lapbench.score import (
     sweep_boxes,
 )
 from lapbench.score import ImageScores as Selected
+from lapbench.score.pixels import without_ignored
 from lapbench.store import Shard
 from lapbench.types import FloatArray, MaskArray
 
@@ -149,7 +150,7 @@ def _outcome(job: Job, source: Source, samples: Samples, kept: MaskArray) -> Out
     parts, boxes, asked, errors, resolution, start = [], [], [], [], (0, 0), 0
     for block, shard in _shards(job, source, "score"):
         counted = kept[start : (start := start + len(block.indices))]
-        masks, raw = samples.masks(block)[counted], shard.maps[counted]
+        masks, raw, ignored = samples.masks(block)[counted], shard.maps[counted], samples.ignored(block)
         resolution = (shard.maps.shape[1], shard.maps.shape[2])
         parts.append(
             localise(
@@ -163,6 +164,7 @@ def _outcome(job: Job, source: Source, samples: Samples, kept: MaskArray) -> Out
                 sign=protocol.sign,
                 order=protocol.order,
                 tolerance=protocol.pointing_tolerance * max(job.benchmark.data.image_size),
+                ignore=None if ignored is None else ignored[counted],
             )
         )
         maps = _normalised(job, source, raw, masks) if protocol.box_accuracy or network else raw
@@ -189,7 +191,8 @@ def _fit(job: Job, source: Source, samples: Samples) -> ThresholdFit:
     def normalised() -> Iterator[tuple[FloatArray, MaskArray]]:
         for block, shard in _shards(job, source, "fit"):
             masks = samples.masks(block)
-            yield _normalised(job, source, shard.maps, masks), masks
+            normal = _normalised(job, source, shard.maps, masks)
+            yield from without_ignored(normal, masks, samples.ignored(block))
 
     protocol = job.benchmark.protocol
     return fit_threshold(

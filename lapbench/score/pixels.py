@@ -139,13 +139,32 @@ def images(maps: Array, masks: MaskArray, ignore: MaskArray | None = None) -> It
         for values, inside in zip(maps.reshape(len(maps), size), masks.reshape(len(maps), size), strict=True):
             yield Pixels(values, inside, values)
         return
-    check_masks(ignore)
-    if ignore.shape != masks.shape:
-        raise ScoreError(f"regions to ignore {ignore.shape} must have the shape of the masks {masks.shape}")
+    _check_ignored(masks, ignore)
     for number, (image, mask, out) in enumerate(zip(maps, masks, ignore, strict=True)):
         if out.all():
             raise ScoreError(f"image {number} is ignored as a whole: leave it out")
         yield Pixels(image[~out], mask[~out], image)
+
+
+def without_ignored(
+    maps: Array, masks: MaskArray, ignore: MaskArray | None
+) -> Iterator[tuple[Array, MaskArray]]:
+    """Give maps and masks (n, H, W) without the pixels that do not count, in parts that fits take.
+
+    Without pixels to ignore they are one part, as they are; with some, the pixels of each image are a row (1,
+    1, N). A map with NaN or infinity anywhere stays whole: it is left out as a whole. Errors: ScoreError for
+    shapes that do not fit.
+    """
+    if ignore is None:
+        yield maps, masks
+        return
+    _check_ignored(masks, ignore)
+    check_stacks(maps, masks)
+    for values, inside, out in zip(maps, masks, ignore, strict=True):
+        if np.isfinite(values).all():
+            yield values[~out][None, None], inside[~out][None, None]
+        else:
+            yield values[None], inside[None]
 
 
 def count(pixels: MaskArray) -> int:
@@ -174,6 +193,12 @@ def check_stacks(maps: Array, masks: Array) -> None:
             f"maps {maps.shape} and masks {masks.shape} must have the same shape: "
             "one map for each mask, brought to the size of the image first"
         )
+
+
+def _check_ignored(masks: MaskArray, ignore: MaskArray) -> None:
+    check_masks(ignore)
+    if ignore.shape != masks.shape:
+        raise ScoreError(f"regions to ignore {ignore.shape} must have the shape of the masks {masks.shape}")
 
 
 def _not_above(thresholds: Array, dtype: np.dtype[Any]) -> Array:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +220,21 @@ def test_a_window_cuts_image_and_boxes():
     np.testing.assert_allclose(shown.image[0] * 255, np.arange(200).reshape(10, 20)[1:7, 4:8], rtol=1e-6)
     assert shown.boxes == (Box(0, 1, 4, 4),)
     assert split.has_truth.tolist() == [True]
+
+
+def test_what_does_not_count_moves_with_the_image_but_never_covers_truth():
+    record = Record(
+        "x", "s", "a", drawn(40, 60), (Box(10, 10, 20, 20),), window=(10, 10, 50, 30),
+        ignored=(Box(16, 0, 28, 40), Box(52, 0, 60, 40)),
+    )  # fmt: skip
+    split = Split("s", [Entry(record, (40, 60), "")], view(10, 20))
+    out = np.zeros((10, 20), bool)
+    out[:, 3:9] = True
+    out[0:5, 0:5] = False
+    np.testing.assert_array_equal(split[0].ignore, out)
+    np.testing.assert_array_equal(split.ignore(0), out)
+    covered = Entry(replace(record, ignored=(Box(10, 10, 20, 20),)), (40, 60), "")
+    assert Split("s", [covered], view(10, 20))[0].ignore is None
 
 
 def test_a_box_outside_the_window_is_no_truth():

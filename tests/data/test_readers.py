@@ -169,6 +169,18 @@ def test_voc_difficult_objects(voc):
     root = voc("1", dog(1, 1, 5, 5) + dog(2, 2, 3, 3, difficult=1))
     assert len(read_voc(root)[0].boxes) == 2
     assert len(read_voc(root, difficult="drop")[0].boxes) == 1
+    [record] = read_voc(root, difficult="ignore")
+    assert (record.boxes, record.ignored) == ((Box(0, 0, 5, 5),), (Box(1, 1, 3, 3),))
+    assert read_voc(root)[0].ignored == read_voc(root, difficult="drop")[0].ignored == ()
+
+
+def test_voc_objects_to_ignore_name_the_class(voc):
+    root = voc("1", dog(2, 2, 3, 3, difficult=1))
+    [record] = read_voc(root, difficult="ignore")
+    assert (record.label, record.boxes) == ("dog", ())
+    labels = ("no dog", "dog")
+    assert read_voc(root, difficult="ignore", labels_by_boxes=labels)[0].label == "dog"
+    assert read_voc(root, difficult="drop", labels_by_boxes=labels)[0].label == "no dog"
 
 
 def test_voc_lists_name_splits_and_objects_name_labels(voc):
@@ -269,6 +281,9 @@ def test_coco_objects_that_do_not_exist_are_named(read_json):
 def test_coco_crowds(read_json):
     labels = ("no dog", "dog")
     assert read_json(coco(), objects=("dog",), labels_by_boxes=labels, crowds="keep")[1].label == "dog"
+    dog, crowd = read_json(coco(), objects=("dog",), labels_by_boxes=labels, crowds="ignore")
+    assert (dog.label, dog.boxes, dog.ignored) == ("dog", (Box(2, 3, 6.5, 8),), ())
+    assert (crowd.label, crowd.boxes, crowd.ignored) == ("dog", (), (Box(0, 0, 9, 9),))
 
 
 def test_coco_category_as_class(read_json):
@@ -381,6 +396,42 @@ def test_masks_are_truth_and_resize(tmp_path, write_image):
     Image.fromarray(mask[:5]).save(tmp_path / "masks/a/1.png")
     with pytest.raises(DataError, match=r"the mask .*1\.png says 5×4 pixels .* the image .* has 6×4"):
         open_dataset(load_manifest(tmp_path / "m.toml"), root=tmp_path, image_size=(3, 8))
+
+
+def test_a_level_of_a_mask_is_ignored(tmp_path, write_image):
+    """As in the masks of Pascal VOC, where 255 is the border of objects, and what is hard to tell."""
+    from lapbench.data import load_manifest, open_dataset
+
+    for name in "ab":
+        write_image(tmp_path / f"images/{name}/1.png", 6, 4)
+        (tmp_path / f"masks/{name}").mkdir(parents=True)
+
+    def opened(levels, ignore="ignore = 255, "):
+        for name in "ab":
+            Image.fromarray(levels).save(tmp_path / f"masks/{name}/1.png")
+        (tmp_path / "m.toml").write_text(
+            'name = "m"\nversion = 1\ntitle = "m"\nlicence = "m"\nclasses = ["x"]\n'
+            '[reader]\nname = "mask-folders"\nparameters = {images = "images", mask_folder = "masks", '
+            f'{ignore}label = "x", splits = {{a = "a", b = "b"}}}}\n'
+        )
+        return open_dataset(load_manifest(tmp_path / "m.toml"), root=tmp_path, image_size=(3, 8))
+
+    levels = np.zeros((6, 4), np.uint8)
+    levels[2:4, 0:2], levels[2:4, 2], levels[5, 3] = 15, 255, 255
+    dataset = opened(levels)
+    sample, truth, out = dataset["a"][0], np.zeros((3, 8), bool), np.zeros((3, 8), bool)
+    truth[1, 0:4], out[1, 4:6], out[2, 6:8] = True, True, True
+    np.testing.assert_array_equal(sample.mask, truth)
+    np.testing.assert_array_equal(sample.ignore, out)
+
+    literal = opened(levels, ignore="")
+    np.testing.assert_array_equal(literal["a"][0].mask, truth | out)
+    assert literal["a"][0].ignore is None and literal.digest != dataset.digest
+
+    hidden = opened(np.where(levels == 15, 255, levels).astype(np.uint8))["a"]
+    assert hidden.has_truth.tolist() == [False] and hidden[0].ignore is not None
+    with pytest.raises(DefinitionError, match="255 is the object and ignored: give two levels"):
+        opened(levels, ignore="ignore = 255, value = 255, ")
 
 
 def test_every_reader_states_its_parameters():

@@ -13,6 +13,7 @@ from sklearn.linear_model import RidgeClassifier
 from lapbench.errors import ScoreError
 from lapbench.score import StreamingFit, fit_ridge, fit_threshold, iou_by_threshold
 from lapbench.score import threshold as room
+from lapbench.score.pixels import without_ignored
 
 from . import reference
 
@@ -175,6 +176,24 @@ def test_a_map_with_one_bad_pixel_is_left_out_whole_and_counted(bad):
     for fit in (fit_ridge(spoilt, masks), StreamingFit().update(spoilt, masks).compute()):
         assert fit.n_nan == (~kept).sum() and fit.n_maps == kept.sum() and fit.n_pixels == wanted.n_pixels
         assert fit.threshold == pytest.approx(wanted.threshold, rel=1e-12)
+
+
+@pytest.mark.parametrize("method", ["ridge", "streaming"])
+def test_pixels_that_do_not_count_are_as_if_they_were_not_there(method):
+    maps, masks = brighter_inside()
+    ignore = np.random.default_rng(1).random(maps.shape) < 0.3
+    ignore[2], maps[3, 0, 0] = True, np.nan  # an image of which nothing counts, and a map that fails
+    ignore[3, 0, 0] = True
+    counted = [(maps[i][~ignore[i]], masks[i][~ignore[i]]) for i in (0, 1, 4, 5)]
+    values, inside = (np.concatenate(part) for part in zip(*counted, strict=True))
+
+    fit = fit_threshold(without_ignored(maps, masks, ignore), method=method)
+    assert fit.threshold == pytest.approx(reference.threshold(values, inside), rel=1e-6)
+    assert (fit.n_pixels, fit.n_inside, fit.n_nan) == (values.size, inside.sum(), 1)
+    [(values, inside)] = without_ignored(maps, masks, None)
+    assert values is maps and inside is masks
+    with pytest.raises(ScoreError, match=r"regions to ignore .* must have the shape of the masks"):
+        list(without_ignored(maps, masks, ignore[:2]))
 
 
 def test_auto_changes_over_at_the_named_size(monkeypatch):

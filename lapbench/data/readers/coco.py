@@ -5,8 +5,9 @@ Lin et al.: Microsoft COCO: Common Objects in Context, ECCV 2014, and its data f
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,6 +20,7 @@ from lapbench.registry import reader
 from lapbench.types import Box
 
 T = TypeVar("T")
+Crowds: TypeAlias = Literal["keep", "drop", "ignore"]
 
 
 class _Image(BaseModel):
@@ -49,6 +51,15 @@ class _File(BaseModel):
     annotations: list[_Annotation]
 
 
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """The category and half-open box of an object, and whether its pixels do not count."""
+
+    name: str
+    box: Box
+    ignored: bool
+
+
 @reader("coco")
 def read_coco(
     root: Path,
@@ -57,15 +68,15 @@ def read_coco(
     images: str | dict[str, str] = "images",
     objects: tuple[str, ...] | None = None,
     labels_by_boxes: tuple[str, str] | None = None,
-    crowds: Literal["keep", "drop"] = "drop",
+    crowds: Crowds = "drop",
 ) -> list[Record]:
     """Return one record for every image of the files, which are named by split.
 
     images: the folder of the images, or one for each split. objects: the categories that count; others are
     left out. The class is the category of the objects, which must agree within an image, or is named by
-    ``labels_by_boxes`` for images without and with objects. crowds: what is done with boxes around crowds.
-    Ids are SPLIT/ID, since COCO's own count anew in other files. Errors: DataError naming file and
-    annotation.
+    ``labels_by_boxes`` for images without and with objects. crowds: what is done with boxes around crowds;
+    those to ignore name the class, and their pixels count neither as truth nor as background. Ids are
+    SPLIT/ID, since COCO's own count anew in other files. Errors: DataError naming file and annotation.
     """
     records = []
     for split, file in files.items():
@@ -75,7 +86,7 @@ def read_coco(
         found = _objects(content, objects, crowds, path)
         for image in content.images:
             where = f"{path}: image {image.id}"
-            names = sorted({name for name, _ in found[image.id]})
+            names = sorted({item.name for item in found[image.id]})
             if labels_by_boxes is None and len(names) != 1:
                 raise DataError(
                     f"{where}: the class must be one category, found {names or 'no object'}: name the"
@@ -83,10 +94,17 @@ def read_coco(
                 )
             label = labels_by_boxes[bool(names)] if labels_by_boxes else names[0]
             source = inside(root, f"{folder}/{image.file_name}" if folder else image.file_name, where=where)
-            boxes = tuple(box for _, box in found[image.id])
-            size = (image.height, image.width)
             records.append(
-                Record(f"{split}/{image.id}", split, label, source, boxes, declared_size=size, where=where)
+                Record(
+                    f"{split}/{image.id}",
+                    split,
+                    label,
+                    source,
+                    tuple(item.box for item in found[image.id] if not item.ignored),
+                    declared_size=(image.height, image.width),
+                    where=where,
+                    ignored=tuple(item.box for item in found[image.id] if item.ignored),
+                )
             )
     return records
 
@@ -105,20 +123,21 @@ def _parse(path: Path) -> _File:
 
 
 def _objects(
-    content: _File, wanted: tuple[str, ...] | None, crowds: Literal["keep", "drop"], path: Path
-) -> dict[int, list[tuple[str, Box]]]:
-    """Return the category and half-open box of the objects that count, by the id of their image."""
+    content: _File, wanted: tuple[str, ...] | None, crowds: Crowds, path: Path
+) -> dict[int, list[_Object]]:
+    """Return the objects that are wanted, by the id of their image."""
     names = {category.id: category.name for category in content.categories}
     for name in wanted or ():
         if name not in names.values():
             raise DataError(f"{path}: there is no category {name!r}{suggest(name, names.values())}")
-    found: dict[int, list[tuple[str, Box]]] = {image.id: [] for image in content.images}
+    found: dict[int, list[_Object]] = {image.id: [] for image in content.images}
     for item in content.annotations:
         where = f"{path}: annotation {item.id}"
         name = _look_up(names.get, item.category_id, f"{where}: there is no category {item.category_id}")
         objects = _look_up(found.get, item.image_id, f"{where}: there is no image {item.image_id}")
         if (wanted is None or name in wanted) and not (item.iscrowd and crowds == "drop"):
-            objects.append((name, to_half_open(item.bbox, "xywh", 0, where=where)))
+            box = to_half_open(item.bbox, "xywh", 0, where=where)
+            objects.append(_Object(name, box, ignored=bool(item.iscrowd) and crowds == "ignore"))
     return found
 
 

@@ -45,6 +45,7 @@ def read_mask_folders(
     mask_folder: str,
     mask_suffix: str = ".png",
     value: int | None = None,
+    ignore: int | None = None,
     splits: dict[str, str] | None = None,
     label: str | None = None,
     labels_by_mask: tuple[str, str] | None = None,
@@ -52,12 +53,16 @@ def read_mask_folders(
     """Return one record for every image of a folder, its truth the mask of that name in another folder.
 
     mask_suffix: what follows the image's stem in the name of its mask, such as "_mask.png". value: the grey
-    level or palette index that is the object; none: everything but 0. splits: the subfolder of each split, in
-    both folders. The class is ``label`` for all, or named by ``labels_by_mask`` for images without and with a
-    mask file. Ids are paths under the folder of images. Errors: DataError for a missing folder or mask.
+    level or palette index that is the object; none: everything but 0. ignore: that of pixels that count
+    neither as truth nor as background, such as 255 in the masks of Pascal VOC. splits: the subfolder of each
+    split, in both folders. The class is ``label`` for all, or named by ``labels_by_mask`` for images without
+    and with a mask file. Ids are paths under the folder of images. Errors: DataError for a missing folder or
+    mask.
     """
     if (label is None) == (labels_by_mask is None):
         raise DefinitionError("reader 'mask-folders': give either label or labels_by_mask")
+    if ignore is not None and ignore == value:
+        raise DefinitionError(f"reader 'mask-folders': {value} is the object and ignored: give two levels")
     top = _folder(root, images, "reader 'mask-folders'")
     _folder(root, mask_folder, "reader 'mask-folders'")
     records = []
@@ -81,7 +86,7 @@ def read_mask_folders(
                     f"{path}: there is no mask {mask}: add it, or name labels_by_mask in the manifest"
                 )
             known = label if label is not None else (labels_by_mask or ())[mask.is_file()]
-            truth = MaskFile(mask, value) if mask.is_file() else None
+            truth = MaskFile(mask, value, ignore) if mask.is_file() else None
             image = inside(root, path.relative_to(root).as_posix(), where=str(path))
             records.append(Record(name.as_posix(), split, known, image, mask=truth, where=str(path)))
     return records

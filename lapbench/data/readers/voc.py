@@ -29,14 +29,14 @@ def read_voc(
     lists: dict[str, str] | None = None,
     objects: tuple[str, ...] | None = None,
     labels_by_boxes: tuple[str, str] | None = None,
-    difficult: Literal["keep", "drop"] = "keep",
+    difficult: Literal["keep", "drop", "ignore"] = "keep",
 ) -> list[Record]:
     """Return one record for every XML file of a folder, or of the lists of ids that name the splits.
 
     lists: text files by split, the id first on each line. objects: the names that count; others are left out.
     The class is the name of the objects, which must agree within an image, or is named by ``labels_by_boxes``
-    for images without and with objects. difficult: what is done with objects marked so.
-    Errors: DataError naming the file.
+    for images without and with objects. difficult: what is done with objects marked so; those to ignore name
+    the class, and their pixels count neither as truth nor as background. Errors: DataError naming the file.
     """
     records = []
     for split, name in _ids(root, annotations, lists):
@@ -45,13 +45,23 @@ def read_voc(
         found = [
             item for item in tree.iter("object")
             if (objects is None or _text(item, "name", path) in objects)
-            and (difficult == "keep" or (item.findtext("difficult") or "0").strip() != "1")
+            and not (difficult == "drop" and _is_difficult(item))
         ]  # fmt: skip
         label = labels_by_boxes[bool(found)] if labels_by_boxes else _label(found, path)
         image = inside(root, f"{images}/{_text(tree, 'filename', path)}", where=str(path))
-        boxes = tuple(_box(item, path, 1) for item in found)
+        out = [difficult == "ignore" and _is_difficult(item) for item in found]
+        boxes = [_box(item, path, 1) for item in found]
         records.append(
-            Record(name, split, label, image, boxes, declared_size=_size(tree, path), where=str(path))
+            Record(
+                name,
+                split,
+                label,
+                image,
+                tuple(box for box, ignored in zip(boxes, out, strict=True) if not ignored),
+                declared_size=_size(tree, path),
+                where=str(path),
+                ignored=tuple(box for box, ignored in zip(boxes, out, strict=True) if ignored),
+            )
         )
     return records
 
@@ -103,6 +113,10 @@ def _box(item: Element, path: Path, base: Base) -> Box:
         raise DataError(f"{path}: <object> has no <bndbox>")
     cells = [_text(bounds, name, path) for name in ("xmin", "ymin", "xmax", "ymax")]
     return to_half_open(numbers(cells, where=str(path)), "xyxy-inclusive", base, where=str(path))
+
+
+def _is_difficult(item: Element) -> bool:
+    return (item.findtext("difficult") or "0").strip() == "1"
 
 
 def _size(tree: Element, path: Path) -> tuple[int, int] | None:
