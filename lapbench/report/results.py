@@ -413,12 +413,11 @@ def write_record(path: Path, record: Record) -> None:
     write_file(path, _to_json(path, record))
 
 
-def json_schema(kind: Literal["leaderboard", "image-scores"] = "leaderboard") -> dict[str, Any]:
-    """Return the JSON Schema of leaderboard.json, or that of the files of scores by image.
+def json_schema(model: type[Record] = Leaderboard) -> dict[str, Any]:
+    """Return the JSON Schema of a file of ours: of leaderboard.json, if no other record is given.
 
     They are published in the folder ``schemas`` of this room, by the version that stands in the files.
     """
-    model: type[Record] = Leaderboard if kind == "leaderboard" else ImageScores
     schema = model.model_json_schema(mode="serialization")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 

@@ -2,7 +2,6 @@ import json
 import math
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,7 +10,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lapbench.errors import ResultError
+from lapbench.pipeline.golden import GoldenMaps
 from lapbench.report import (
+    Baseline,
     ImageScores,
     Leaderboard,
     Row,
@@ -21,6 +22,7 @@ from lapbench.report import (
     write_image_scores,
     write_leaderboard,
 )
+from lapbench.report.claims import ClaimResults
 from lapbench.report.results import SCHEMA_VERSION, write_file
 from tests.report.examples import make_leaderboard, make_row
 
@@ -299,13 +301,27 @@ def test_the_schema_names_every_field_and_is_plain_json() -> None:
     assert schema["properties"]["schema_version"]["const"] == 1
 
 
-@pytest.mark.parametrize("kind", ["leaderboard", "image-scores"])
-def test_the_published_schema_is_the_one_in_force(kind: Literal["leaderboard", "image-scores"]) -> None:
+SCHEMAS = {
+    "leaderboard": Leaderboard,
+    "image-scores": ImageScores,
+    "baseline": Baseline,
+    "claims": ClaimResults,
+    "golden": GoldenMaps,
+}
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_the_published_schema_is_the_one_in_force(kind: str) -> None:
     published = files("lapbench.report").joinpath("schemas", f"{kind}-{SCHEMA_VERSION}.json").read_text()
-    assert json.loads(published) == json_schema(kind), (
+    assert json.loads(published) == json_schema(SCHEMAS[kind]), (
         "a field has changed: write the schema anew, and raise SCHEMA_VERSION if an older reader could "
         "misunderstand a file"
     )
+
+
+def test_every_published_schema_is_held() -> None:
+    published = {path.name for path in files("lapbench.report").joinpath("schemas").iterdir()}
+    assert published == {f"{kind}-{SCHEMA_VERSION}.json" for kind in SCHEMAS}
 
 
 def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
