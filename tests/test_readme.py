@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 import lapbench
-from lapbench.benchmark import Claim, Model, Recipe, load_benchmark
+from lapbench.benchmark import Claim, Model, Protocol, Recipe, load_benchmark
 from lapbench.cli import app
 from lapbench.data import Manifest
 from lapbench.models import build
@@ -55,6 +55,19 @@ def test_every_explainer_is_named():
     assert {spec.name for spec in explainers if spec.origin == "lapbench"} <= set(
         re.findall(r"`(\w+)`", section)
     )
+
+
+def test_every_switch_of_the_protocol_stands_there_with_its_default():
+    section = README.partition("The switches of `[protocol]`:")[2].partition("\n## ")[0]
+    lines = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    found: dict[str, object] = {}
+    for names, _, defaults, _ in lines:
+        switches = re.findall(r"`(\w+)`", names)
+        values = re.findall(r"`([^`]+)`|none", defaults)
+        parsed = [tomllib.loads(f"value = {value}")["value"] if value else None for value in values]
+        found |= dict(zip(switches, parsed, strict=True))
+
+    assert found == Protocol().model_dump(mode="json")
 
 
 def test_the_cards_are_those_of_today():

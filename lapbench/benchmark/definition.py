@@ -94,7 +94,7 @@ class Protocol(Table):
     score_images: Literal["positives", "correct-positives"] = "positives"  # open
     averaging: Literal["per-image", "pooled"] = "per-image"  # open
     pointing_tolerance: NonNegativeFloat = 0.03  # of the longer side: 15 pixels of 500 (Zhang et al., 2018)
-    box_accuracy: bool = False  # MaxBoxAcc and MaxBoxAccV2: 5 to 200 ms a map, where all else takes 1
+    box_accuracy: bool = False  # MaxBoxAcc and MaxBoxAccV2: 5 to 40 ms a map, where all else takes 1
     deletion_steps: PositiveInt | None = None  # of insertion and deletion, each two passes for every map
     removal_grid: Annotated[int, Field(ge=2)] | None = None  # regions a side, each a pass for every map
     stability_samples: PositiveInt | None = None  # changed images, each explained anew
