@@ -189,9 +189,9 @@ def _part(job: Job, shown: Shown, maps: FloatArray, samples: Sequence[Sample], s
     masks = np.stack([sample.mask for sample in samples])
     ignored = stack_ignored([sample.ignore for sample in samples])
     tables = [
-        _table(raw, masks, ignored, grid, 1)
+        _table(raw, masks, grid, 1, ignored)
         if scored.row.selection == "native"
-        else _table(normal, masks, ignored, grid, shown.orientation)
+        else _table(normal, masks, grid, shown.orientation, ignored)
         for scored, grid in zip(shown.rows, shown.grids, strict=True)
     ]
     peak, top = raw.max(axis=(1, 2)), normal.max(axis=(1, 2))
@@ -203,9 +203,9 @@ def _part(job: Job, shown: Shown, maps: FloatArray, samples: Sequence[Sample], s
 def _table(
     maps: FloatArray,
     masks: MaskArray,
-    ignored: MaskArray | None,
     grid: Numbers,
     orientation: Literal[1, -1],
+    ignored: MaskArray | None = None,
 ) -> Numbers:
     """Return the IoU of maps at every threshold, (n, k); NaN where a map fails or has no truth."""
     found = np.full((len(maps), len(grid)), np.nan)
