@@ -4,10 +4,12 @@ import base64
 import hashlib
 import re
 import shutil
+import subprocess
 import threading
 import urllib.error
 import urllib.request
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +37,7 @@ from lapbench.score import iou_by_threshold, iou_top_k, normalise, predict_mask,
 from lapbench.types import Box
 from report.examples import make_leaderboard, make_row
 
+CI = (Path(__file__).parents[2] / ".ci" / "run").read_text(encoding="utf-8")
 HOSTILE = "</script><img src=x onerror=alert(1)>\u2028<!-- & \u202e\"'"
 
 
@@ -315,6 +318,34 @@ def test_view_serves_a_folder_and_opens_it(path, monkeypatch):
 
 
 # ---- in a browser
+
+
+def in_ci(tmp_path, **programs):
+    """What .ci/run says of the browser where these programs are all that there is."""
+    functions = re.search(r"^find_chromium.*?^}\n", CI, re.MULTILINE | re.DOTALL)[0]
+    for name, text in programs.items():
+        path = tmp_path / name.replace("_", "-")
+        path.write_text(f"#!{shutil.which('bash')}\n{text}\n")
+        path.chmod(0o755)
+    script = f"set -euo pipefail\n{functions}fetch_chromium"
+    done = subprocess.run(
+        [shutil.which("bash"), "-c", script], env={"PATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.strip()
+
+
+def test_ci_has_a_browser_or_says_that_these_tests_are_skipped(tmp_path):
+    assert re.search(r"pip install .*\[[\w,]*\bbrowser\b", CI)
+    skipped = "no Chromium here, and none was installed: the page's tests in a browser are skipped"
+    chromium = f"{tmp_path}/chromium"
+    install = f"[ $1 = update ] || {{ echo > '{chromium}'; {shutil.which('chmod')} +x '{chromium}'; }}"
+
+    assert in_ci(tmp_path, id="echo 0") == skipped
+    assert in_ci(tmp_path, id="echo 0", apt_get="echo noise; exit 100") == skipped
+    assert in_ci(tmp_path, id="echo 1000", apt_get=install) == skipped
+    assert in_ci(tmp_path, id="echo 0", apt_get=install) == chromium
+    assert in_ci(tmp_path, apt_get="exit 100") == chromium
 
 
 @pytest.fixture(scope="module")
