@@ -260,13 +260,17 @@ def test_a_model_is_explained_and_held_against_its_baseline(lapbench, finished, 
     lapbench("gate", "--baseline", "own.json", "--current", "report")
 
 
-def action_steps(**given):
-    """The commands of the action's steps with their environment, as GitHub would run them."""
-    action = yaml.safe_load((ROOT / ".github/actions/lapbench-gate/action.yml").read_text())
+ACTION = ROOT / ".github/actions/lapbench-gate"
+
+
+def action_steps(folder=ACTION, **given):
+    """The commands of the action's steps with their environment, as GitHub would run them from a folder."""
+    action = yaml.safe_load((ACTION / "action.yml").read_text())
     assert set(given) <= set(action["inputs"])
     values = {name: given.get(name, table.get("default", "")) for name, table in action["inputs"].items()}
 
     def filled(text):
+        text = text.replace("${{ github.action_path }}", str(folder))
         return re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda m: values[m[1]], text)
 
     for step in action["runs"]["steps"]:
@@ -304,8 +308,24 @@ def test_the_action(shell, moved, tmp_path):
         ((run, environment),) = action_steps(baseline="old", current=current, install="")
         shell(run, code, **environment, GITHUB_STEP_SUMMARY=str(tmp_path / "summary"))
     assert (tmp_path / "lapbench-gate.xml").is_file() and (tmp_path / "summary").is_file()
-    steps = list(action_steps(baseline="old", current="old"))
-    assert steps[0] == ('python -m pip install --quiet "$INSTALL"', {"INSTALL": "lapbench"})
+
+
+def test_the_action_installs_the_checkout_that_it_is_of(shell, tmp_path):
+    copied = tmp_path / "theirs/.github/actions/lapbench-gate"
+    copied.mkdir(parents=True)
+    (tmp_path / "theirs/pyproject.toml").touch()  # of another project
+
+    def installed(folder=ACTION, **given):
+        run, environment = next(action_steps(folder, baseline="old", current="old", **given))
+        said = shell(f'python() {{ printf "%s\\n" "$@"; }}\n{run}', 0, **environment)
+        *command, what = said.splitlines()
+        assert command == ["-m", "pip", "install", "--quiet"]
+        return what
+
+    assert Path(installed()).resolve() == ROOT
+    assert installed(copied) == "lapbench"
+    assert installed(install="lapbench @ file:///a b") == "lapbench @ file:///a b"
+    assert len(list(action_steps(baseline="old", current="old", install=""))) == 1
 
 
 def readme(name, language="yaml"):
@@ -326,7 +346,9 @@ def test_the_readme_calls_the_action_as_it_is(shell, moved, tmp_path):
 
 def test_the_readme_for_gitlab(shell, moved, tmp_path):
     job = yaml.safe_load(readme("junit: gate.xml"))["gate"]
-    command = job["script"][-1]
+    install, command = job["script"]
+    called = shell(f'pip() {{ printf "%s " "$@"; }}\n{install}', 0, **job["variables"])
+    assert called == "install --quiet lapbench "
     given = "--model new.safetensors --benchmark mine.toml"
     assert given in command
     shell("lapbench baseline accept --current old --baseline mine-baseline.json --why first", 0)
