@@ -1,9 +1,12 @@
 """Networks that stop at a LAP, in a finished benchmark."""
 
+import pytest
 from typer.testing import CliRunner
 
 from lapbench import pipeline
 from lapbench.cli import app
+from lapbench.errors import StoreError
+from lapbench.pipeline import exits
 from lapbench.pipeline.exits import COLUMNS
 from pipeline import tiny
 
@@ -26,7 +29,25 @@ def test_every_lap_has_a_line_with_what_is_kept_and_what_is_saved(copied, finish
     assert work[0] == 100 and work[1] < work[2] < work[3] <= 100
     assert all(float(line[6]) > 0 and len(line) == len(COLUMNS) for line in lines)
     page = (copied / "out" / "exits.md").read_text()
-    assert "| WS-LAP | LAP 1 |" in page and "of a CPU, batches of 8" in page
+    assert "| WS-LAP | LAP 1 |" in page and "of a CPU, one image at a time." in page
+
+
+def test_a_network_is_timed_on_one_image(copied, monkeypatch):
+    seen, timed = [], exits._milliseconds
+    monkeypatch.setattr(
+        exits, "_milliseconds", lambda networks, image: seen.append(image.shape) or timed(networks, image)
+    )
+    pipeline.early_exits(tiny.job(tiny.write_definition(copied), copied))
+
+    assert set(seen) == {(1, 1, 32, 32)}
+
+
+def test_a_network_that_was_not_asked_has_no_table(trained):
+    with pytest.raises(
+        StoreError, match=r"WS-LAP was not asked about the scored .*: run `lapbench run` first"
+    ):
+        pipeline.early_exits(tiny.job(tiny.write_definition(trained), trained))
+    assert not (trained / "out").exists()
 
 
 def test_the_command_prints_the_same_table(copied, monkeypatch):
