@@ -184,6 +184,7 @@ def test_every_fault_is_listed_at_once(tmp_path):
         ({}, {"logits": "bounded", "draws": 0, "threshold": 0.0}),
         ({"preset": "BLA-T"}, {"logits": "bounded", "draws": 0, "threshold": 0.98}),
         ({"preset": "L2X-F"}, {"logits": "linear", "draws": 8, "threshold": 0.0}),
+        ({"preset": "L2X"}, {"logits": "linear", "temperature": 0.5, "temperature_mode": "divide"}),
         ({"preset": "L2X-F", "draws": 3, "temperature": 2}, {"logits": "linear", "draws": 3}),
         ({"preset": "BLA-T", "threshold": 0.5}, {"threshold": 0.5, "temperature": 0.1}),
     ],
@@ -202,7 +203,7 @@ def with_bla(table: str, recipe: str = "") -> str:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (with_bla('preset = "BLA-X"'), "preset: Input should be 'L2X-F', 'BLA', 'BLA-T' or 'BLA-PH'"),
+        (with_bla('preset = "BLA-X"'), "preset: Input should be 'L2X', 'L2X-F', 'BLA', 'BLA-T' or 'BLA-PH'"),
         (with_bla("threshold = 1.0"), "bla.threshold: Input should be less than 1"),
         (with_bla("treshold = 0.5"), "bla.treshold: unknown field; did you mean 'threshold'?"),
         (
@@ -210,6 +211,13 @@ def with_bla(table: str, recipe: str = "") -> str:
             "BLA-PH leaves a trained network as it is: its recipe needs start or",
         ),
         (with_bla('preset = "BLA-PH"', 'start = "WS-LAP"\nlearning = ["bla", "fc"]'), 'learning = ["bla"]'),
+        (with_bla('preset = "L2X"', 'start = "WS-LAP"\nlearning = ["bla"]'), "needs teacher = 'network'"),
+        (with_bla('preset = "L2X"', 'teacher = "network"\nlearning = ["bla"]'), "L2X leaves a trained"),
+        (with_bla("", 'teacher = "network"'), "teacher = 'network' leaves a trained network as it is"),
+        (
+            tiny.DEFINITION.replace("epochs = 1\n", 'epochs = 1\nteacher = "network"\n', 1),
+            "teacher = 'network' is for attention, which needs [models.bla]",
+        ),
         (
             tiny.DEFINITION.replace("[models.plug]", "[models.bla]\n[models.plug]", 1),
             "explains itself in one way: give at most one of [models.plug] and [models.bla]",

@@ -134,22 +134,25 @@ class AnteHoc(Table):
 
 
 BLA_PRESETS: dict[str, dict[str, Any]] = {
+    "L2X": {"logits": "linear", "draws": 8, "temperature": 0.5, "temperature_mode": "divide"},
     "L2X-F": {"logits": "linear", "draws": 8},
     "BLA": {},
     "BLA-T": {"threshold": 0.98},
     "BLA-PH": {"threshold": 0.98},
 }
-"""What the names of the paper stand for, where it differs from the defaults of `Bla`."""
+"""What the names of the papers stand for, where it differs from the defaults of `Bla`."""
 
 
 class Bla(Table):
     """Bounded logit attention in the place of a network's global pooling; see `lapbench.models.bla`.
 
     preset: a name of the paper, which gives every option that is not given itself. BLA-PH is BLA-T put behind
-    a trained network whose head stays as it is: its recipe has a start, and only the attention learns.
+    a trained network whose head stays as it is: its recipe has a start, and only the attention learns. So it
+    is with L2X, which explains that network: it learns to keep its answers (`Recipe.teacher`). L2X as
+    published trains a second network that answers to the selected positions; here the head does.
     """
 
-    preset: Literal["L2X-F", "BLA", "BLA-T", "BLA-PH"] = "BLA"
+    preset: Literal["L2X", "L2X-F", "BLA", "BLA-T", "BLA-PH"] = "BLA"
     logits: Literal["bounded", "linear"] = "bounded"
     draws: NonNegativeInt = 0  # of Gumbel noise, and positions that are selected; 0: no noise, the maximum
     temperature: PositiveFloat = 0.1

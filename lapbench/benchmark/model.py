@@ -85,17 +85,34 @@ class Model(Table):
         tables = [f"[models.{name}]" for name in ("plug", "bla", "antehoc") if getattr(self, name)]
         if len(tables) > 1:
             faults.append(f"a network explains itself in one way: give at most one of {' and '.join(tables)}")
-        if self.bla and self.bla.preset == "BLA-PH" and self.recipe and not self.recipe.adds_only("bla"):
-            faults.append(
-                "BLA-PH leaves a trained network as it is: its recipe needs start or pretrained, and "
-                'learning = ["bla"] (BLA-T trains more)'
-            )
+        faults += self._attention_faults()
         table = architectures.get(self.architecture).parameters
         try:
             check_parameters("architecture", self.architecture, table, self.parameters)
         except ValueError as error:
             faults.append(str(error))
         return without(faults, self)
+
+    def _attention_faults(self) -> list[str]:
+        """What is wrong with attention behind a trained network, which is to stay as it is."""
+        if self.recipe is None:
+            return []
+        taught, preset = self.recipe.teacher == "network", self.bla.preset if self.bla else None
+        faults = []
+        if taught and not self.bla:
+            faults.append("teacher = 'network' is for attention, which needs [models.bla]")
+        if preset == "L2X" and not taught:
+            faults.append(
+                "L2X learns what a trained network answers: its recipe needs teacher = 'network' "
+                "(L2X-F learns labels)"
+            )
+        if (taught or preset in ("L2X", "BLA-PH")) and not self.recipe.adds_only("bla"):
+            name = preset if preset in ("L2X", "BLA-PH") else "teacher = 'network'"
+            faults.append(
+                f"{name} leaves a trained network as it is: its recipe needs start or pretrained, and "
+                'learning = ["bla"] (BLA-T and L2X-F train more)'
+            )
+        return faults
 
     @model_serializer(mode="wrap")
     def _without_what_is_younger(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -50,6 +52,7 @@ class Recipe(Table):
     """How a network is trained."""
 
     supervision: Literal["none", "weak", "boxes"] = "none"  # none: cross-entropy alone
+    teacher: Literal["labels", "network"] = "labels"  # network: its own answers, before BLA left anything out
     epochs: NonNegativeInt  # 0: the weights it starts from, as they are
     batch_size: PositiveInt = 64
     balanced: bool = True  # equal numbers of every class in a batch, drawn with replacement
@@ -66,6 +69,11 @@ class Recipe(Table):
     precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = "32-true"
     losses: Losses = Losses()
     augment: Augment = Augment()
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_younger(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is younger than some weights where it is not used: names stay."""
+        return {key: v for key, v in write(self).items() if key != "teacher" or v != "labels"}
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:

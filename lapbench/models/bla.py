@@ -3,7 +3,8 @@
 "Bounded logit attention: Learning to explain image classifiers" (Baumhauer et al., arXiv 2105.14824). Logits
 that cannot exceed 0 let many positions reach the same maximum, so that the selected subset finds its own
 size. L2X, which BLA is compared with, samples k positions ("Learning to Explain: An Information-Theoretic
-Perspective on Model Interpretation", Chen et al., ICML 2018); on a frozen trunk it is called L2X-F.
+Perspective on Model Interpretation", Chen et al., ICML 2018); on a frozen trunk it is called L2X-F. As an
+explainer of a trained classifier, L2X learns what that answers to all positions, rather than labels.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from lapbench.models.lap import at_least_float32, per_pixel
 from lapbench.models.pooling import Pooling
 
-Output = Literal["soft", "hard"]
+Output = Literal["soft", "hard", "all"]
 
 _NOISE_SEED = 0
 """Of the draws that every evaluation shares."""
@@ -37,8 +38,9 @@ class SubsetAttention(nn.Module):
     The hard weights are those of the selected positions: all whose p is the maximum, the same for each; with
     draws the k largest, 1/k each, which positions of the same value share. They pass no gradient, and there
     is no noise in them: they are the k likeliest.
-    Training uses the soft weights, and so does evaluation, unless `output` is ``hard``. L2X draws in
-    evaluation, too; so that the network answers the same when it is asked again, and shows what it weighs
+    Training uses the soft weights, and so does evaluation, unless `output` is ``hard``; or ``all``, which
+    leaves nothing out: the same weight for each position, 1/n, as in a network before it selects. L2X draws
+    in evaluation, too; so that the network answers the same when it is asked again, and shows what it weighs
     rather than the noise of one sample, the weights are there the mean over `evaluation_draws` fixed samples,
     the same for all that is asked. What is pooled is linear in the weights: it is the mean of what the
     samples pool, and behind a linear head the logits are the mean of their logits. Soft decision and map are
@@ -68,7 +70,11 @@ class SubsetAttention(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Logits z (B, …) → weights (B, …), at least float32."""
-        return self.soft(logits) if self.training or self.output == "soft" else self.hard(logits)
+        if self.training or self.output == "soft":
+            return self.soft(logits)
+        if self.output == "hard":
+            return self.hard(logits)
+        return torch.full_like(at_least_float32(logits), 1 / logits[0].numel())
 
     def values(self, logits: Tensor) -> Tensor:
         """Return p (B, …), the higher the more important; 0 is the bound."""

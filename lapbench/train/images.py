@@ -25,7 +25,8 @@ class Batch(NamedTuple):
 
     images (B, C, H, W) float32; labels (B,) int64; masks (B, H, W) bool and boxes (B, m, 4) float32 as x0,
     y0, x1, y1 in pixels, NaN where a sample has fewer than m: both None where the truth is not asked for.
-    answers (B, m) float32, as `lapbench.data.Split.answers`: None of classification.
+    answers (B, m) float32, as `lapbench.data.Split.answers`: None of classification, unless probabilities of
+    the classes take the place of the labels.
     """
 
     images: Tensor

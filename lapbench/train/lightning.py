@@ -32,7 +32,7 @@ from lapbench.train.evaluation import HEADLINE
 from lapbench.train.freezing import rest
 from lapbench.train.hardware import Hardware
 from lapbench.train.images import Batch, Table, ahead, normalise
-from lapbench.train.objective import Objective, map_terms, task_terms
+from lapbench.train.objective import Objective, map_terms, own_answers, task_terms
 from lapbench.types import Array, FloatArray, IntArray, Task
 
 Progress = Callable[[int, int, str], None]
@@ -235,6 +235,9 @@ class Lesson(pl.LightningModule):
     def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Return the weighted total, the terms without their weights, and the answer."""
         task, weights = self.objective.task, self.objective.weights
+        if self.recipe.teacher == "network":
+            answers = own_answers(self.model, batch.images, through=self._answer)
+            batch = batch._replace(answers=answers)
         with record_laps(self.model) as records:
             terms, answer = task_terms(self.model, batch, task, through=self._answer)
         terms |= map_terms(self.objective, records, self.discriminators, batch)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from lapbench.benchmark import AnteHoc, Concept, Recipe
 from lapbench.errors import TrainingError
+from lapbench.models.bla import deciding
 from lapbench.models.lap import LAP, ConceptScoring, LapRecord
+from lapbench.models.predict import evaluating
 from lapbench.models.weighting import antehoc_layers, second_pass
 from lapbench.train import losses
 from lapbench.train.images import Batch
@@ -94,8 +96,8 @@ def make_discriminators(laps: Mapping[str, LAP]) -> nn.ModuleDict:
 def task_loss(output: Output, batch: Batch, task: Task = "classification") -> tuple[Tensor, Tensor]:
     """Return the task's loss and the answer itself of a network's output, auxiliary answers included.
 
-    Cross-entropy of logits (B, classes), squared error of coordinates (B, 2K), or cross-entropy of the words
-    of logits (B, T, V).
+    Cross-entropy of logits (B, classes), with a batch's answers where it has such; squared error of
+    coordinates (B, 2K); or cross-entropy of the words of logits (B, T, V).
     """
 
     def loss(answer: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ def task_loss(output: Output, batch: Batch, task: Task = "classification") -> tu
 
 
 def _of_classes(answer: Tensor, batch: Batch) -> Tensor:
-    return F.cross_entropy(answer.float(), batch.labels)
+    return F.cross_entropy(answer.float(), batch.labels if batch.answers is None else batch.answers)
 
 
 def _of_coordinates(answer: Tensor, batch: Batch) -> Tensor:
@@ -136,6 +138,19 @@ _LOSSES: dict[Task, Callable[[Tensor, Batch], Tensor]] = {
     "landmarks": _of_coordinates,
     "captions": _of_words,
 }
+
+
+@torch.no_grad()
+def own_answers(model: nn.Module, images: Tensor, *, through: Callable[..., Any] | None = None) -> Tensor:
+    """Return what a network with BLA answers where that leaves nothing out, as probabilities (B, classes).
+
+    As long as nothing else learns, these are the answers that it gave before BLA stood in the place of its
+    average pooling. Attention that learns to keep them explains that network: L2X (Chen et al., ICML 2018,
+    section 2), max E log q(Y | X_S) over Y ~ p(Y | X). through: as `task_terms`.
+    """
+    with evaluating(model), deciding(model, "all"):
+        answers: Tensor = (through or model)(images)
+    return answers.float().softmax(1)
 
 
 def task_terms(

@@ -227,6 +227,7 @@ def _for_task(recipe: Recipe, dataset: Dataset) -> Recipe:
     known = Recipe.model_fields["select_epoch"].default
     flips = recipe.augment.horizontal_flip or recipe.augment.vertical_flip
     for is_wrong, found, mend in (
+        (recipe.teacher != "labels", f"teacher {recipe.teacher!r}", "teacher = 'labels'"),
         (recipe.supervision != "none", f"supervision {recipe.supervision!r}", "supervision = 'none'"),
         (recipe.select_epoch != known, f"select_epoch {recipe.select_epoch!r}", f"select_epoch = {known!r}"),
         (flips, "flipped images, in which left is right,", "no flip in augment"),
@@ -240,6 +241,11 @@ def _for_task(recipe: Recipe, dataset: Dataset) -> Recipe:
 
 def _objective(model: nn.Module, recipe: Recipe, plug: Plug | None, task: Task) -> Objective:
     """Join the recipe with the network's concept heads. Errors: TrainingError when they do not fit."""
+    if recipe.teacher == "network" and not (bla_layers(model) and recipe.learning == ("bla",)):
+        raise TrainingError(
+            "teacher 'network' lets BLA learn what the network answers without it: put BLA into the network, "
+            'and set learning = ["bla"]'
+        )
     if recipe.supervision == "none":
         maps = [layer.spec for layer in antehoc_layers(model).values()]
         return Objective(recipe, task=task, antehoc=maps[0] if maps else None)

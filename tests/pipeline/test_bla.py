@@ -21,7 +21,7 @@ parameters = { width = 4, blocks = [1, 1, 1, 1], stem = "3x3", stem_stride = 1, 
 """
 
 
-def attending(name: str, preset: str, learning: str, more: str = "") -> str:
+def attending(name: str, preset: str, learning: str, more: str = "", teacher: str = "labels") -> str:
     return f"""
 [[models]]
 name = "{name}"
@@ -32,6 +32,7 @@ preset = "{preset}"
 [models.recipe]
 start = "plain"
 learning = {learning}
+teacher = "{teacher}"
 epochs = 2
 iterations = 3
 batch_size = 16
@@ -57,6 +58,7 @@ def definition() -> str:
     models = [
         attending("BLA-PH", "BLA-PH", '["bla"]'),
         attending("BLA-T", "BLA-T", '["bla", "fc"]'),
+        attending("L2X", "L2X", '["bla"]', "draws = 2", "network"),
         attending("L2X-F", "L2X-F", '["bla", "fc"]', "draws = 3"),
     ]
     text = tiny.with_explainers(text, *EXPLAINERS)
@@ -76,16 +78,18 @@ def test_only_what_the_recipe_names_has_learnt(done):
     plain = weights.pop("plain")
     for name, state in weights.items():
         moved = {key for key, value in plain.items() if not torch.equal(value, state[key])}
-        assert moved == (set() if name == "BLA-PH" else {"fc.weight", "fc.bias"})
+        assert moved == (set() if name in ("BLA-PH", "L2X") else {"fc.weight", "fc.bias"})
         assert set(state) - set(plain) == {"avgpool.score.weight", "avgpool.score.bias"}
     record = load_record(job.weights(job.benchmark.models[1], 0))
     assert record["bla"]["preset"] == "BLA-PH" and record["recipe"]["start"] == "plain"
+    assert "teacher" not in record["recipe"]
+    assert load_record(job.weights(job.benchmark.models[3], 0))["recipe"]["teacher"] == "network"
 
 
 def test_every_explainer_that_applies_has_a_row(done):
     _, leaderboard = done
     rows = {(row.model, row.explainer) for row in leaderboard.rows if not row.randomised}
-    for model in ("BLA-PH", "BLA-T", "L2X-F"):
+    for model in ("BLA-PH", "BLA-T", "L2X", "L2X-F"):
         assert {(model, row) for row in ("BLA", "BLA selection", "Grad-CAM", "DeepLIFT", "CAM")} <= rows
     assert not {("plain", "BLA"), ("BLA-T", "LAP")} & rows
     own = [row for row in leaderboard.rows if row.selection == "native"]
@@ -116,7 +120,7 @@ def test_soft_and_hard_are_measures_of_the_model(done):
         sizes = tables["selected"][0].tolist()
         common = max(sorted(set(sizes)), key=sizes.count)
         assert tables["size_varies"][0].tolist() == [size != common for size in sizes]
-        assert tables["selected"][0].min() >= (3 if model.name == "L2X-F" else 1)
+        assert tables["selected"][0].min() >= {"L2X": 2, "L2X-F": 3}.get(model.name, 1)
     text = render_markdown(leaderboard)
     assert "positions selected" in text and "| BLA-PH |" in text
 
@@ -144,7 +148,7 @@ def test_the_hard_output_is_another_network_with_the_same_measures(done):
 def test_maps_of_networks_that_draw_have_new_names_and_weights_the_old(done):
     """How evaluation draws decides what is answered; as long as it is not set, it renames no weights."""
     job, _ = done
-    *others, drawing = job.benchmark.models
+    *others, _, drawing = job.benchmark.models
     more = drawing.model_copy(update={"bla": drawing.bla.model_copy(update={"evaluation_draws": 4})})
     assert not any("evaluation" in Subject(m, 0, job.weights(m, 0)).identity() for m in others)
     assert "evaluation" in Subject(drawing, 0, job.weights(drawing, 0)).identity()

@@ -1,5 +1,6 @@
 """Epochs on the features of a trunk that does not learn."""
 
+import copy
 from contextlib import contextmanager
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from lapbench.benchmark import AnteHoc, Augment, Bla, Recipe
+from lapbench.errors import TrainingError
 from lapbench.models import bla_layers, build, put_antehoc, put_bla
 from lapbench.train import features, seeded, train
 from lapbench.train import recipe as recipe_module
@@ -73,6 +75,22 @@ def test_a_head_of_bla_learns_from_features(tmp_path):
         assert record.epochs[-1]["train_loss"] < record.epochs[0]["train_loss"]
         ended.append(bla_layers(model)["avgpool"].score.weight)
     assert not torch.equal(*ended)
+
+
+def test_a_network_teaches_attention_alike_on_features_and_on_images(tmp_path, monkeypatch):
+    model = put_bla(network(plugged=False), Bla(preset="L2X", draws=2))
+    settings = {"learning": ("bla",), "teacher": "network"}
+    fast, record = run(tmp_path / "features", copy.deepcopy(model), **settings)
+    monkeypatch.setattr(recipe_module, "on_features", whole)
+    slow, other = run(tmp_path / "images", model, **settings)
+    for name, value in slow.state_dict().items():
+        torch.testing.assert_close(fast.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    assert record.epochs[-1]["val_loss"] == pytest.approx(other.epochs[-1]["val_loss"], rel=1e-4)
+
+
+def test_a_network_teaches_nothing_but_attention(tmp_path):
+    with pytest.raises(TrainingError, match="put BLA into the network, and set learning"):
+        run(tmp_path, network(plugged=False), teacher="network")
 
 
 def test_an_interrupted_training_on_features_ends_in_the_same_weights(tmp_path):

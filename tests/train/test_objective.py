@@ -1,3 +1,4 @@
+import math
 from collections import namedtuple
 
 import pytest
@@ -5,12 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lapbench.benchmark import Losses, Recipe
+from lapbench.benchmark import Bla, Losses, Recipe
 from lapbench.errors import TrainingError
-from lapbench.models import lap_layers, record_laps
+from lapbench.models import bla_layers, lap_layers, record_laps
+from lapbench.models.plug import put_bla
 from lapbench.train import losses
 from lapbench.train.images import Batch
-from lapbench.train.objective import Objective, make_discriminators, map_terms, task_loss, task_terms
+from lapbench.train.objective import (
+    Objective,
+    make_discriminators,
+    map_terms,
+    own_answers,
+    task_loss,
+    task_terms,
+)
 from tests.train.squares import PLUG, SIDE, network
 
 HEADS = ((1,),)
@@ -190,6 +199,69 @@ def test_landmarks_are_taught_by_the_squared_error():
     loss, answer = task_loss(kind(found, extra), batch, "landmarks")
     assert loss.item() == pytest.approx((mean(found) + 0.4 * mean(extra)).item())
     assert answer is found
+
+
+class OfMaps(nn.Module):
+    """Answers maps (B, C, H, W) by a linear layer on their average, or on what BLA pools in its place."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.first, self.avgpool = nn.Conv2d(channels, channels, 1), nn.AdaptiveAvgPool2d(1)
+        self.dropout, self.fc = nn.Dropout(0.5), nn.Linear(channels, classes)
+        nn.init.dirac_(self.first.weight)
+        nn.init.zeros_(self.first.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.dropout(self.avgpool(self.first(x)).flatten(1)))
+
+
+def test_a_network_teaches_what_it_answered_before_bla():
+    """In evaluation mode; the loss is −Σ p log q, and the labels have no say."""
+    torch.manual_seed(0)
+    plain, x = OfMaps(4, 3), torch.randn(5, 4, 3, 3)
+    network = put_bla(plain, Bla(preset="BLA-T")).train()
+    taught = own_answers(network, x)
+    torch.testing.assert_close(taught, plain.eval()(x).softmax(1))
+    assert network.training and network.dropout.training and not taught.requires_grad
+    (layer,) = bla_layers(network).values()
+    assert layer.attention.output == "soft"
+
+    batch = Batch(x, torch.full((5,), -7), None, None, taught)  # a label that no class has
+    network.eval()
+    terms, answer = task_terms(network, batch)
+    wanted = 0.0
+    for p, z in zip(taught.tolist(), answer.tolist(), strict=True):
+        log_sum = math.log(sum(math.exp(value) for value in z))
+        wanted -= sum(a * (value - log_sum) for a, value in zip(p, z, strict=True)) / 5
+    assert terms["cross_entropy"].item() == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("teacher", ["network", "labels"])
+def test_l2x_finds_what_a_network_uses_whatever_the_labels_say(teacher):
+    """Two of 25 positions bear evidence for a class of the network's; the labels are another class."""
+    torch.manual_seed(0)
+    network = put_bla(OfMaps(4, 4), Bla(preset="L2X", draws=2))
+    with torch.no_grad():
+        network.fc.weight.copy_(75 * torch.eye(4))  # sure by the average of all positions
+        network.fc.bias.zero_()
+    said = torch.randint(0, 4, (512,))
+    planted = torch.rand(512, 25).argsort(1).argsort(1) < 2
+    x = 0.1 * torch.randn(512, 4, 25)
+    x += 2 * F.one_hot(said, 4)[:, :, None] * planted[:, None]
+    x = x.view(512, 4, 5, 5)
+    (layer,) = bla_layers(network).values()
+    optimiser = torch.optim.Adam(layer.parameters(), 0.05)
+    for _ in range(10):
+        for rows in torch.randperm(512).split(64):
+            answers = own_answers(network, x[rows]) if teacher == "network" else None
+            batch = Batch(x[rows], (said[rows] + 1) % 4, None, None, answers)
+            terms, _ = task_terms(network, batch)
+            optimiser.zero_grad()
+            terms["cross_entropy"].backward()
+            optimiser.step()
+    found = layer.attention.hard(layer.score(x).flatten(1)) > 0
+    share = (found == planted).all(1).float().mean()
+    assert share > 0.95 if teacher == "network" else share < 0.1
 
 
 def test_captions_are_taught_word_by_word_up_to_the_first_end():

@@ -118,6 +118,7 @@ def test_a_captioner_starts_from_a_classifier(scenes, tmp_path):
             {"supervision": "weak"},
             "supervision 'weak' is for classification, but the task of faces is landmarks: set",
         ),
+        ({"teacher": "network"}, "teacher 'network' is for classification, .* set teacher = 'labels'"),
         (
             {"select_epoch": "balanced_accuracy"},
             "select_epoch 'balanced_accuracy' is .* set select_epoch = 'val_loss'",
