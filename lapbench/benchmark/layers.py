@@ -45,12 +45,14 @@ class Plug(Table):
     """How LAP, or a relative, is put into a network, and what its scoring module is made of.
 
     layer: ``lap``; ``lip``, which has its hidden, score_activation and score_init in common; or ``average``,
-    ``max`` and ``strided``, which have no weights. Concepts are LAP's alone.
+    ``max`` and ``strided``, which have no weights. Concepts are LAP's alone. channels: of LIP; ``each`` is as
+    published, ``shared`` a variant with one map of weights, as LAP has.
     """
 
     layer: Literal["lap", "lip", "average", "max", "strided"] = "lap"
     concepts: tuple[Concept, ...] = ()
     each_class: EachClass | None = None  # in the place of concepts
+    channels: Literal["shared", "each"] = "shared"
     sites: tuple[str, ...] | Literal["paper", "all"] = "paper"
     branch_mode: Literal["shared", "separate", "post_add"] = "shared"  # open
     branch_scores: Literal["conv", "concat"] = "conv"  # open: what a shared LAP scores
@@ -78,7 +80,7 @@ class Plug(Table):
     @model_serializer(mode="wrap")
     def _without_what_is_younger(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out settings that are younger than some weights where they are not used: names stay."""
-        unused = {"each_class": None, "layer": "lap"}
+        unused = {"each_class": None, "layer": "lap", "channels": "shared"}
         return {key: v for key, v in write(self).items() if key not in unused or v != unused[key]}
 
     @model_validator(mode="after")
@@ -90,7 +92,8 @@ class Plug(Table):
         if names and self.each_class is not None:
             faults.append("give either concepts or each_class, not both")
         if idle := self._idle():
-            faults.append(f"layer {self.layer!r} has no {', '.join(idle)}: leave that out, or use 'lap'")
+            other = "lip" if self.layer == "lap" else "lap"
+            faults.append(f"layer {self.layer!r} has no {', '.join(idle)}: leave that out, or use {other!r}")
         if len(set(names)) < len(names):
             faults.append(f"concept names must differ (found {names})")
         if self.aggregation == "identity" and self.each_class is not None:
@@ -100,6 +103,11 @@ class Plug(Table):
         if self.aggregation == "identity" and len(names) > 1:
             faults.append(
                 f"aggregation 'identity' needs one concept, found {len(names)}: use max, sum or trainable"
+            )
+        if self.channels == "each" and (self.branch_mode, self.branch_scores) == ("shared", "conv"):
+            faults.append(
+                "channels = 'each' needs the scores of all channels that are pooled: set "
+                "branch_scores = 'concat', or branch_mode = 'separate'"
             )
         if self.alpha_init == 0 and self.alpha_trainable:
             faults.append("alpha_init = 0 is a stationary point: a trainable alpha would never move")
@@ -117,7 +125,8 @@ class Plug(Table):
             "alpha_trainable",
             "eps",
         )
-        absent = {"lap": (), "lip": of_lap}.get(self.layer, of_lap + of_logits)
+        others = (*of_lap, *of_logits, "channels")
+        absent = {"lap": ("channels",), "lip": of_lap}.get(self.layer, others)
         return [name for name in absent if getattr(self, name) != type(self).model_fields[name].default]
 
 

@@ -143,7 +143,9 @@ def lap_geometric(model: nn.Module, images: Tensor, target: Tensor, *, concept: 
     class_agnostic=True,
     card=Card(
         cost="1 forward pass",
-        limits="Networks with LIP layers only; one map for all classes, without a threshold of its own.",
+        limits="Networks with LIP layers only; one map for all classes, without a threshold of its own. Of "
+        "LIP as published (channels = 'each') the mean over the channels; by default these share their "
+        "weights, which is a variant.",
         computed_by="lapbench: the network itself pools by these weights",
     ),
 )
@@ -152,14 +154,19 @@ def lip(
 ) -> Tensor:
     """The weights exp(G) of one LIP layer, 1 (shallow) to L (deep), at that layer's resolution.
 
-    They count in proportion only, so each map is divided by its maximum: 1 is the heaviest pixel.
+    They count in proportion only, so each map is divided by its maximum: 1 is the heaviest pixel. Where each
+    channel has its own weights, those of a channel, in shares of their sum, are averaged over the channels.
     Errors: NotApplicableError for a network without LIP.
     """
     if not lip_layers(model):
         raise NotApplicableError(f"this {type(model).__name__} has no LIP layers")
     records = passes_of(model, images, target).laps
-    logits = records[_position(layer, len(records), "LIP")].logits[:, 0].float()
-    return (logits - logits.amax((1, 2), keepdim=True)).exp()
+    logits = records[_position(layer, len(records), "LIP")].logits.float()
+    weights = (logits - logits.amax((2, 3), keepdim=True)).exp()
+    if weights.shape[1] > 1:
+        weights = (weights / weights.sum((2, 3), keepdim=True)).mean(1, keepdim=True)
+        weights = weights / weights.amax((2, 3), keepdim=True)
+    return weights[:, 0]
 
 
 @explainer(

@@ -99,24 +99,26 @@ def cam(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     if not classifier or classifier[0].in_features != activation.shape[1]:
         raise NotApplicableError(f"{name} has no linear layer on its last feature map: CAM needs one")
     weight, bias = classifier[0].weight[target], classifier[0].bias
-    maps = (weight[:, :, None, None] * activation).sum(1)
-    pooled = (maps * _pooling_weights(model, activation)).sum((1, 2)) + (0 if bias is None else bias[target])
+    parts = weight[:, :, None, None] * activation
+    pooled = (parts * _pooling_weights(model, activation)).sum((1, 2, 3))
+    pooled = pooled + (0 if bias is None else bias[target])
     logit = passes.logits.gather(1, target[:, None])[:, 0]
     if not torch.allclose(pooled, logit, rtol=1e-3, atol=1e-4 * float(passes.logits.abs().max())):
         raise NotApplicableError(
             f"{name} does more than average its last feature map before its linear layer: "
             "CAM has no meaning for it (Grad-CAM has)"
         )
-    return maps
+    return parts.sum(1)
 
 
 def _pooling_weights(model: nn.Module, activation: Tensor) -> Tensor:
-    """What each pixel of the last feature map counts in the pooled features, (B or 1, h, w)."""
+    """What each pixel of the last feature map counts in the pooled features, (B or 1, K or 1, h, w)."""
     layers = [part for part in model.modules() if isinstance(part, Pooling) and part.is_global]
     size = activation.shape[-2:]
     if layers and _channels(layers[-1]) == activation.shape[1]:
-        return layers[-1].window_weights(activation).view(len(activation), *size)
-    return activation.new_full((1, *size), 1 / size.numel())
+        weights = layers[-1].window_weights(activation).flatten(2).transpose(1, 2)  # (B, K or 1, h·w)
+        return weights.reshape(len(activation), -1, *size)
+    return activation.new_full((1, 1, *size), 1 / size.numel())
 
 
 def _channels(layer: Pooling) -> int:

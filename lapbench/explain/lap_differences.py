@@ -12,7 +12,8 @@ of Eq. 4, the pooled value is O = Σ_u a_u x_u, and
 The second line is the index number of Sato (1976) and Vartia (1976), the third a Shapley value, the fourth
 DeepLIFT's rule for max pooling. No step blows up where all scores of a window vanish. Probabilities σ(z), the
 scoring module's ReLU and a trainable aggregation follow the rescale rule. LIP has the first two lines in
-common; its ℓ is G itself, so that nothing comes between.
+common; its ℓ is G itself, so that nothing comes between but, where each channel has its own, the gate
+G = 12 σ(z), by the rescale rule.
 """
 
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from lapbench.explain.multipliers import given_to_winners, multiplier, pooled, rescaled, softmax, vjp
 from lapbench.explain.tape import Operation
 from lapbench.models.lap import LAP, ConceptScoring, at_least_float32, per_pixel
-from lapbench.models.lip import LIP
+from lapbench.models.lip import LIP, ChannelScoring
 from lapbench.models.pooling import Pooling, under_windows, validity
 
 _OUTSIDE = -1e4
@@ -41,7 +42,7 @@ def lap_rule(operation: Operation, received: Tensor) -> tuple[Any, ...]:
         _log_weights(lap, under_windows(V, window), valid) for V in (values, values_)
     )
 
-    to_x, to_logs = _pooled_by_logs(lap, received, x, x_, logs, logs_, valid)
+    to_x, to_logs = _pooled_by_logs(lap, received, x, x_, logs, logs_)
     to_v, to_m = _log_weight(to_logs, lap, v, v_, m, m_)
     to_m = to_m.sum(1, keepdim=True)
     to_v = to_v + given_to_winners(
@@ -56,24 +57,28 @@ def lip_rule(operation: Operation, received: Tensor) -> tuple[Any, ...]:
     """The same for LIP."""
     lip: LIP = operation.module
     (x, *_, scored), (x_, *_, scored_) = _both(operation.inputs), _both(operation.before.inputs)
-    (hidden, G), (hidden_, G_) = _scored(lip.scoring, scored), _scored(lip.scoring, scored_)
-    logits, logits_ = (flat.view(len(flat), 1, *scored.shape[2:]) for flat in (G, G_))
-    window = lip.window(*logits.shape[2:])
-    valid = validity(logits, window)
-    logs, logs_ = (under_windows(g, window).masked_fill(valid == 0, _OUTSIDE) for g in (logits, logits_))
+    (hidden, z), (hidden_, z_) = _scored(lip.scoring, scored), _scored(lip.scoring, scored_)
+    gate = lip.scoring.bounded if isinstance(lip.scoring, ChannelScoring) else None
+    G, G_ = (flat if gate is None else gate(flat) for flat in (z, z_))
+    logits, logits_ = (flat.view(*flat.shape[:2], *scored.shape[2:]) for flat in (G, G_))
+    logs, logs_ = (lip.under_windows(g, outside=_OUTSIDE) for g in (logits, logits_))
 
-    to_x, to_logs = _pooled_by_logs(lip, received, x, x_, logs, logs_, valid)
-    (to_logits,) = vjp(lambda g: under_windows(g, window), to_logs, logits)
-    to_scored = _logits(lip.scoring, to_logits.flatten(2).to(x), hidden, hidden_).view_as(scored)
+    to_x, to_logs = _pooled_by_logs(lip, received, x, x_, logs, logs_)
+    (to_logits,) = vjp(lip.under_windows, to_logs, logits)
+    to_z = to_logits.flatten(2)
+    if gate is not None:
+        plain = vjp(gate, to_z, z)[0]
+        to_z = rescaled(to_z, z, z_, G, G_, lambda: plain)
+    to_scored = _logits(lip.scoring, to_z.to(x), hidden, hidden_).view_as(scored)
     return (to_x + to_scored,) if len(operation.inputs) == 1 else (to_x, to_scored)
 
 
 def _pooled_by_logs(
-    layer: Pooling, received: Tensor, x: Tensor, x_: Tensor, logs: Tensor, logs_: Tensor, valid: Tensor
+    layer: Pooling, received: Tensor, x: Tensor, x_: Tensor, logs: Tensor, logs_: Tensor
 ) -> tuple[Tensor, Tensor]:
     """From the pooled values back to the features, and to the logarithms ℓ of their weights."""
     to_x, to_weights = pooled(layer, received, x, x_, logs.softmax(1), logs_.softmax(1))
-    return to_x, softmax(to_weights.to(logs), logs, logs_).masked_fill(valid == 0, 0)
+    return to_x, softmax(to_weights.to(logs), logs, logs_).masked_fill(logs == _OUTSIDE, 0)
 
 
 def _both(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -25,7 +25,7 @@ from lapbench.models import blocks
 from lapbench.models.bla import BLA, SubsetAttention
 from lapbench.models.heat_maps import HeatMaps
 from lapbench.models.lap import LAP, AdaptiveLAP2d, ConceptScoring, LAP2d
-from lapbench.models.lip import LIP
+from lapbench.models.lip import LIP, ChannelScoring
 from lapbench.models.pooling import Pair, Pooling, Strided, Window, as_pair
 from lapbench.models.predict import evaluating
 from lapbench.models.weighting import AnteHocPool, antehoc_layers
@@ -507,7 +507,11 @@ def _adaptive(channels: int, spec: Plug) -> nn.Module:
 
 
 def _scoring(channels: int, spec: Plug) -> ConceptScoring:
-    """A LAP's scoring module; for LIP one with a single head, whose probability nobody asks for."""
+    """A LAP's scoring module; for LIP one with a single head, or its own with one a channel."""
+    if spec.channels == "each":
+        return ChannelScoring(
+            channels, hidden=spec.hidden, activation=spec.score_activation, init=spec.score_init
+        )
     return ConceptScoring(
         channels,
         len(spec.concepts) or 1,

@@ -3,7 +3,7 @@
 "LIP: Local Importance-based Pooling" (Gao, Wang, Wu; ICCV 2019, arXiv 1908.04156): with weights F(I) ≥ 0 of
 the pixels under a window, O = Σ F(I) I / Σ F(I). A constant F is average pooling, one that is 0 but for the
 first pixel is a stride, exp(G(I)) is LIP, N(V(I)) is LAP; exp(β I), each channel for itself, tends to max
-pooling as β grows. What pools here has one weight for all channels of a pixel.
+pooling as β grows. What pools here has one weight for all channels of a pixel; but LIP may have one for each.
 """
 
 import math

@@ -123,6 +123,48 @@ def test_cam_weighs_pixels_as_global_lip_does_and_has_no_meaning_for_maxima() ->
         maps("cam", relative(small_resnet(), "max"), images())
 
 
+# LIP as published, whose channels have their own weights.
+
+EACH = ({"branch_mode": "separate"}, {"branch_scores": "concat", "score_activation": "leaky_relu"})
+
+
+@pytest.mark.parametrize("settings", EACH, ids=str)
+def test_explainers_on_lip_of_each_channel(settings: dict[str, object]) -> None:
+    """Gradients are torch's own, contributions add up, relevance is conserved, CAM is exact."""
+    model, batch = with_relative("lip", channels="each", **settings).double(), images().double()
+    assert_canonical(model, batch)
+    leaf = batch.clone().requires_grad_()
+    logits = model(leaf)
+    logits.gather(1, TARGET[:, None]).sum().backward()
+    passes, ledger = passes_of(model, batch, TARGET), Ledger()
+    torch.testing.assert_close(passes.image_gradient(), leaf.grad)
+    found = explain(explainers.get("deeplift"), model, batch, TARGET, {"baseline": 0.3})
+    assert found.diagnostics["completeness_error"].max() < 1e-6
+    start = one_hot(passes.logits, TARGET) * passes.logits
+    total = passes.relevance(start, lrp_rules(ledger, rule="epsilon")).flatten(1).sum(1)
+    torch.testing.assert_close(total + ledger.bias + ledger.epsilon, start.sum(1), rtol=1e-6, atol=1e-8)
+    assert maps("cam", model, batch).shape == (3, 2, 3)  # else it would not add up to the logit
+
+
+@pytest.mark.parametrize("name", ["lip", "grad_cam", "deeplift"])
+def test_explainers_keep_their_contract_on_lip_of_each_channel(name: str) -> None:
+    model = with_relative("lip", channels="each", branch_mode="separate")
+    check_explainer(explainers.get(name), model, images(2, 24), TARGET[:2])
+
+
+def test_the_map_of_lip_of_each_channel_is_the_mean_of_its_weights() -> None:
+    model = with_relative("lip", channels="each", branch_mode="separate")
+    pool, seen = model.avgpool, []
+    pool.register_forward_hook(lambda _layer, args, _out: seen.append(args[0]))
+    found = maps("lip", model, images())
+    model(images())
+    weights = pool.logits(seen[-1]).exp()
+    for image, own in zip(found, weights, strict=True):
+        mean = torch.stack([channel / channel.sum() for channel in own]).mean(0)
+        torch.testing.assert_close(image, mean / mean.max())
+    assert found.std() > 0
+
+
 # LIP's own map.
 
 

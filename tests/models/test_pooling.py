@@ -15,7 +15,7 @@ from lapbench.digest import digest_of
 from lapbench.errors import DefinitionError, TrainingError
 from lapbench.models import copy_weights, load_weights, save_weights
 from lapbench.models.lap import ConceptScoring
-from lapbench.models.lip import LIP
+from lapbench.models.lip import LIP, ChannelScoring
 from lapbench.models.plug import find_sites, is_plugged, lap_layers, lip_layers, load_plain, plug
 from lapbench.models.pooling import Strided, Window, window_of
 from lapbench.models.weights import randomise
@@ -33,9 +33,9 @@ def slow_logits(x: Tensor, scoring: ConceptScoring) -> Tensor:
     return F.conv2d(y, scoring.head.weight, scoring.head.bias)
 
 
-def spiky(channels: int) -> ConceptScoring:
+def spiky(channels: int, kind: type[ConceptScoring] = ConceptScoring) -> ConceptScoring:
     """A logit module with large random weights."""
-    scoring = ConceptScoring(channels, init="default").double()
+    scoring = kind(channels, init="default").double()
     with torch.no_grad():
         for parameter in scoring.parameters():
             parameter.copy_(torch.randn_like(parameter))
@@ -110,6 +110,55 @@ def test_gradients_of_lip_are_those_of_finite_differences(window, size):
     x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
 
     assert torch.autograd.gradcheck(lambda x, *_parameters: lip(x), (x, *lip.parameters()))
+
+
+def slow_gated(x: Tensor, scoring: ConceptScoring) -> Tensor:
+    """G = 12 / (1 + e^−z), a logit for each channel."""
+    return 12 / (1 + (-slow_logits(x, scoring)).exp())
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 2**16))
+def test_lip_of_each_channel_is_the_formula_channel_by_channel(data, seed):
+    torch.manual_seed(seed)
+    window, size = drawn(data)
+    lip = LIP(spiky(3, ChannelScoring), window)
+    x = torch.randn(2, 3, *size).double()
+    weight = slow_gated(x, lip.scoring).exp()
+
+    found = lip(x)
+    for b in range(2):
+        for c in range(3):
+            channel = x[b : b + 1, c : c + 1]
+            expected = slow_pooling(channel, weight[b : b + 1, c : c + 1], window)
+            torch.testing.assert_close(found[b : b + 1, c : c + 1], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_lip_of_each_channel_is_two_average_poolings():
+    """O = avg(x exp G) / avg(exp G), as its authors compute it; also as global pooling."""
+    lip, x = LIP(spiky(4, ChannelScoring), Window((3, 3), (2, 2), (1, 1))), torch.randn(2, 4, 8, 8).double()
+    weight = slow_gated(x, lip.scoring).exp()
+    average = nn.AvgPool2d(3, 2, 1, ceil_mode=True)
+    torch.testing.assert_close(lip(x), average(x * weight) / average(weight))
+    everywhere = LIP(lip.scoring, None)
+    torch.testing.assert_close(everywhere(x), (x * weight).mean((2, 3), True) / weight.mean((2, 3), True))
+    assert everywhere(x[:0]).shape == (0, 4, 1, 1)
+
+
+@pytest.mark.parametrize("window", [Window((2, 2), (2, 2)), Window((3, 3), (2, 2), (1, 1)), None], ids=str)
+def test_gradients_of_lip_of_each_channel(window):
+    lip = LIP(spiky(3, ChannelScoring), window)
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, *_parameters: lip(x), (x, *lip.parameters()))
+
+
+def test_lip_of_each_channel_starts_as_average_pooling():
+    x = torch.randn(2, 4, 9, 7)
+    expected = F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False)
+    torch.testing.assert_close(LIP(ChannelScoring(4), Window((3, 3), (2, 2), (1, 1)))(x), expected)
+    half = LIP(ChannelScoring(4), Window((2, 2), (2, 2))).bfloat16()
+    assert half(x.bfloat16()).dtype == torch.bfloat16
+    assert half.window_weights(x.bfloat16()).dtype == torch.float32
 
 
 def test_lip_starts_as_average_pooling():
@@ -242,6 +291,8 @@ def test_average_and_untrained_lip_are_lap_with_constant_scores(name, branch_mod
     for other in ("average", "lip"):
         found = plugged(model, other, sites="all", branch_mode=branch_mode)(x)
         torch.testing.assert_close(found, lap, rtol=1e-4, atol=1e-5)
+    each = {"channels": "each", "branch_scores": "concat", "branch_mode": branch_mode}
+    torch.testing.assert_close(plugged(model, "lip", sites="all", **each)(x), lap, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +382,7 @@ def test_a_copy_of_a_lip_network_computes_the_same():
 def test_the_layer_is_in_no_name_where_it_is_lap():
     lap, lip = Plug(concepts=CONCEPTS), Plug(layer="lip")
 
-    assert "layer" not in lap.model_dump() and Plug(**lap.model_dump()) == lap
+    assert not {"layer", "channels"} & lap.model_dump().keys() and Plug(**lap.model_dump()) == lap
     assert lip.model_dump()["layer"] == "lip" and Plug(**lip.model_dump()) == lip
     assert digest_of(lap) == "3b842b475da813d84908f650ede68bc0a7ece2b0e9174008aa9753ef2242d9c8"
 
@@ -345,6 +396,12 @@ def test_the_layer_is_in_no_name_where_it_is_lap():
         ({"layer": "lip", "aggregation": "sum", "eps": 1e-3}, "layer 'lip' has no aggregation, eps"),
         ({"layer": "max", "hidden": None}, "layer 'max' has no hidden: leave that out"),
         ({"layer": "strided", "branch_scores": "concat"}, "layer 'strided' has no branch_scores"),
+        (
+            {"concepts": CONCEPTS, "channels": "each"},
+            "layer 'lap' has no channels: leave that out, or use 'lip'",
+        ),
+        ({"layer": "max", "channels": "each"}, "layer 'max' has no channels"),
+        ({"layer": "lip", "channels": "each"}, "that are pooled: set branch_scores = 'concat', or branch_m"),
         ({"layer": "min"}, "'lap', 'lip', 'average', 'max' or 'strided'"),
     ],
 )
