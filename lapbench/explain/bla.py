@@ -1,5 +1,7 @@
 """Maps of networks with bounded logit attention: what it attends to, and which positions it selects."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -49,9 +51,11 @@ def bla_selection(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     """The positions that the network selects: 1 for those that its hard decision averages, 0 for all others.
 
     Their scale is absolute: a position is in or out. How many are in is up to the image; with L2X-F it is
-    the number of draws. Errors: NotApplicableError for a network without BLA.
+    the number of draws. Of a network whose logits are NaN the map is NaN.
+    Errors: NotApplicableError for a network without BLA.
     """
-    return _record(model, images, target).selected.to(torch.float32)
+    record = _record(model, images, target)
+    return record.selected.to(torch.float32).masked_fill(record.selection.isnan(), math.nan)
 
 
 def _record(model: nn.Module, images: Tensor, target: Tensor) -> BlaRecord:

@@ -7,6 +7,7 @@ Perspective on Model Interpretation", Chen et al., ICML 2018); on a frozen trunk
 explainer of a trained classifier, L2X learns what that answers to all positions, rather than labels.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,13 +93,17 @@ class SubsetAttention(nn.Module):
 
     @torch.no_grad()
     def hard(self, logits: Tensor) -> Tensor:
-        """Return the weights of the selected positions, 0 elsewhere; they add up to 1."""
+        """Return the weights of the selected positions, 0 elsewhere; they add up to 1.
+
+        Where a logit is NaN nothing can be selected, and all are NaN.
+        """
         p = self.values(logits).flatten(1)
         wanted = min(self.draws, p.shape[1]) if self.draws else 1
         last = p.topk(wanted, dim=1).values[:, -1:]  # the least value that is selected
         above, equal = (p > last).to(p), (p == last).to(p)
         left = wanted - above.sum(1, keepdim=True)
-        return ((above + equal * left / equal.sum(1, keepdim=True)) / wanted).view(logits.shape)
+        weights = (above + equal * left / equal.sum(1, keepdim=True)) / wanted
+        return weights.masked_fill(p.isnan().any(1, keepdim=True), math.nan).view(logits.shape)
 
     def noisy(self, p: Tensor) -> Tensor:
         """Values p (B, n) → (B, R, k, n), R samples of k draws each; without draws (B, 1, 1, n), p itself.

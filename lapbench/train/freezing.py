@@ -13,7 +13,7 @@ _LAYERS: Mapping[str, Callable[[nn.Module], Mapping[str, nn.Module]]] = {
     "lap": lap_layers,
     "lip": lip_layers,
     "bla": bla_layers,
-    "antehoc": antehoc_layers,
+    "antehoc": lambda model: {name: layer.weighting for name, layer in antehoc_layers(model).items()},
 }
 
 
@@ -21,7 +21,8 @@ _LAYERS: Mapping[str, Callable[[nn.Module], Mapping[str, nn.Module]]] = {
 def only(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     """Let only the named modules learn while inside; no name stands for everything.
 
-    "lap" stands for all LAPs, "lip" for all LIPs, "bla" for BLA, "antehoc" for the weighting network.
+    "lap" stands for all LAPs, "lip" for all LIPs, "bla" for BLA, "antehoc" for the weighting network alone,
+    without the pooling beside it, which may learn (heat maps).
 
     Errors: TrainingError for a name that the network has not, or for parts without parameters.
     """

@@ -1,11 +1,14 @@
 """Maps of networks with bounded logit attention, and the post-hoc methods on such networks."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explain.networks import attending, images, small_resnet
+from lapbench.explain import bla as bla_module
 from lapbench.explain import check_explainer, derivatives, explain, passes_of
 from lapbench.explain.lrp import lrp_rules
 from lapbench.explain.relevance import Ledger
@@ -45,6 +48,16 @@ def test_the_maps_are_what_the_network_says(model: nn.Module) -> None:
 @pytest.mark.parametrize("name", ["bla", "bla_selection"])
 def test_the_maps_keep_the_contract(name: str, model: nn.Module) -> None:
     check_explainer(explainers.get(name), model, images(side=48), TARGET)
+
+
+def test_a_network_that_says_nan_draws_no_clean_selection(model: nn.Module, monkeypatch) -> None:
+    with torch.no_grad():
+        bla_layers(model)["avgpool"].score.bias.fill_(float("nan"))
+        with record_bla(model) as records:
+            model(images())
+    monkeypatch.setattr(bla_module, "passes_of", lambda *_: SimpleNamespace(bla=records))
+    for name in ("bla", "bla_selection"):
+        assert explainers.get(name).function(model, images(), TARGET).isnan().all()
 
 
 def test_the_maps_are_the_same_whichever_output_decides(model: nn.Module) -> None:

@@ -228,6 +228,18 @@ def test_l2x_selects_its_number_of_positions_and_ties_divide():
     assert attention.hard(torch.randn(2, 5)).gt(0).all()  # fewer positions than draws
 
 
+@pytest.mark.parametrize("draws", [0, 2])
+@pytest.mark.parametrize("output", ["soft", "hard"])
+def test_nan_stays_nan(draws, output):
+    """A single NaN leaves nothing to be selected in its sample, and the others as they are."""
+    z = torch.randn(2, 3, 3)
+    attention = SubsetAttention(logits="linear", draws=draws, output=output).eval()
+    wanted = attention(z)[1]
+    z[0, 1, 1] = math.nan
+    weights = attention(z)
+    assert weights[0].isnan().all() and torch.equal(weights[1], wanted)
+
+
 def test_the_subset_is_of_anything_not_of_maps_alone():
     z = torch.randn(6, 10)
     as_map = SubsetAttention(threshold=0.5)(z.view(6, 2, 5))

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from lapbench import pipeline
-from lapbench.benchmark import Recipe, select
+from lapbench.benchmark import AnteHoc, Recipe, select
 from lapbench.errors import DefinitionError, TrainingError
-from lapbench.models import lap_layers, load_weights
+from lapbench.models import lap_layers, load_weights, put_antehoc
+from lapbench.models.weighting import antehoc_layers
 from lapbench.models.weights import load_record
 from lapbench.models.zoo import build
 from lapbench.pipeline.networks import new_network
@@ -53,6 +54,16 @@ def test_only_what_is_named_learns_and_all_is_put_back():
     assert moved and all(name.startswith(("layer4", "fc")) for name in moved)
     assert any("running_mean" in name for name in moved)  # batch norm that learns keeps count
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_the_weighting_network_learns_without_the_pooling_beside_it():
+    parameters = {"width": 4, "head": "heat-maps"}
+    network = put_antehoc(build("resnet18", num_classes=4, parameters=parameters), AnteHoc())
+    (layer,) = antehoc_layers(network).values()
+    with only(network, ("antehoc",)):
+        learning = {id(p) for p in network.parameters() if p.requires_grad}
+    assert list(layer.pool.parameters())
+    assert learning == {id(p) for p in layer.weighting.parameters()}
 
 
 def test_statistics_without_parameters_count_in_what_learns_alone():
