@@ -9,14 +9,13 @@ import numpy.typing as npt
 from lapbench.benchmark import Protocol
 from lapbench.pipeline.inquiry import Inquiry
 from lapbench.pipeline.rows import ScoredRow
-from lapbench.report.results import Curve, Estimate, Selection
+from lapbench.report.results import Curve, Estimate, RowKey, Selection
 from lapbench.report.statistics import bootstrap_means, in_range
 from lapbench.score import BoxSweep, ImageScores, Localisation, iou_by_size
 from lapbench.score.faithfulness import Faithfulness
 from lapbench.score.sweep import THRESHOLDS
 
 Scores: TypeAlias = npt.NDArray[np.float64]
-RowKey: TypeAlias = tuple[str, str, str, bool]
 
 _DECIMALS = 6
 

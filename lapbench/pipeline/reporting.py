@@ -20,7 +20,7 @@ from lapbench.report import (
     read_leaderboard,
     write_report,
 )
-from lapbench.report.groups import Key
+from lapbench.report.results import RowKey
 
 
 def report(job: Job) -> Leaderboard:
@@ -52,7 +52,7 @@ def shown(job: Job) -> Leaderboard:
     return written
 
 
-def assemble(job: Job) -> tuple[Leaderboard, dict[Key, ImageScores]]:
+def assemble(job: Job) -> tuple[Leaderboard, dict[RowKey, ImageScores]]:
     """Put together the leaderboard from the rows that are there, and their scores by image; write nothing."""
     models = {model.name: summarise(job, model) for model in job.benchmark.models}
     found = [scored for row in job.rows() for scored in scored_rows(job, row)]

@@ -7,11 +7,10 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from lapbench.report.results import Estimate, ImageScores, Leaderboard, ModelSummary, Row
+from lapbench.report.results import Estimate, ImageScores, Leaderboard, ModelSummary, Row, RowKey
 from lapbench.report.statistics import Interval, bootstrap_mean, bootstrap_means, in_range
 
 Scores: TypeAlias = npt.NDArray[np.float64]
-Key: TypeAlias = tuple[str, str, str, bool]
 
 ENDS = 0.1
 """An end of an interval may lie so much of its width away: another SciPy may draw other samples."""
@@ -19,7 +18,7 @@ _MOST = 9999
 _TOGETHER = 500  # scores resampled at once: 40 MB
 
 
-def contradictions(board: Leaderboard, images: Mapping[Key, ImageScores]) -> list[str]:
+def contradictions(board: Leaderboard, images: Mapping[RowKey, ImageScores]) -> list[str]:
     """Say what a leaderboard states that the scores by image do not bear out, and what contradicts itself.
 
     images: of every row that has them, by `Row.key`. No answers of networks stand beside a leaderboard; of
@@ -38,7 +37,7 @@ def contradictions(board: Leaderboard, images: Mapping[Key, ImageScores]) -> lis
     return found + [f"{one.name}: {fault}" for one in board.models for fault in _faults_of_model(board, one)]
 
 
-def _tables(board: Leaderboard, images: Mapping[Key, ImageScores], key: Key) -> dict[str, Scores]:
+def _tables(board: Leaderboard, images: Mapping[RowKey, ImageScores], key: RowKey) -> dict[str, Scores]:
     """All scores of a row whose means it states, by name, (seeds, images) each."""
     tables = {name: np.array(table, np.float64) for name, table in images[key].scores.items()}
     random = images.get((*key[:3], True))
@@ -50,15 +49,15 @@ def _tables(board: Leaderboard, images: Mapping[Key, ImageScores], key: Key) -> 
 
 
 def _intervals(
-    board: Leaderboard, tables: Mapping[Key, Mapping[str, Scores]]
-) -> dict[Key, dict[str, Interval]]:
+    board: Leaderboard, tables: Mapping[RowKey, Mapping[str, Scores]]
+) -> dict[RowKey, dict[str, Interval]]:
     """The means of all scores of all rows with their intervals; resampled together, which costs far less."""
     places = [(key, name) for key, own in tables.items() for name in own]
     found: list[Interval] = []
     for start in range(0, len(places), _TOGETHER):
         part = [tables[key][name] for key, name in places[start : start + _TOGETHER]]
         found += bootstrap_means(part, confidence=board.confidence, resamples=_resamples(board))
-    by_row: dict[Key, dict[str, Interval]] = {key: {} for key in tables}
+    by_row: dict[RowKey, dict[str, Interval]] = {key: {} for key in tables}
     for (key, name), interval in zip(places, found, strict=True):
         by_row[key][name] = interval
     return {key: in_range(own) for key, own in by_row.items()}

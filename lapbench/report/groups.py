@@ -14,24 +14,23 @@ from typing import TypeAlias
 import numpy as np
 
 from lapbench.report.comparison import adjusted, chance, mean_difference
-from lapbench.report.results import ImageScores, Leaderboard, Power, Row
+from lapbench.report.results import ImageScores, Leaderboard, Power, Row, RowKey
 from lapbench.report.statistics import Numbers
 
 POWER = 0.8
 """The probability with which a difference as large as the detectable effect is found."""
 
 Pair: TypeAlias = tuple[int, int]
-Key: TypeAlias = tuple[str, str, str, bool]
 
 
-def grouped(leaderboard: Leaderboard, images: Mapping[Key, ImageScores]) -> Leaderboard:
+def grouped(leaderboard: Leaderboard, images: Mapping[RowKey, ImageScores]) -> Leaderboard:
     """Return a ranked leaderboard with the groups of its rows, and what its rankings can tell apart.
 
     images: the scores by image of the rows. Rows without, or whose mean is not that of these scores (pooled
     IoU), have no group.
     """
     alpha = 1 - leaderboard.confidence
-    found: dict[Key, int] = {}
+    found: dict[RowKey, int] = {}
     power: dict[str, Power] = {}
     for ranking in ("thresholding", "top-k"):
         rows = [row for row in leaderboard.rows if row.ranking == ranking and _is_ranked_by(row, images)]
@@ -80,7 +79,7 @@ def group_numbers(n: int, apart: Set[Pair]) -> list[int]:
     return numbers
 
 
-def _is_ranked_by(row: Row, images: Mapping[Key, ImageScores]) -> bool:
+def _is_ranked_by(row: Row, images: Mapping[RowKey, ImageScores]) -> bool:
     """Whether a row has a rank, and its mean is that of its scores by image."""
     if row.rank is None or row.mean is None or row.key not in images:
         return False

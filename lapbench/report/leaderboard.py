@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lapbench.report.groups import POWER, Key, grouped
+from lapbench.report.groups import POWER, grouped
 from lapbench.report.markdown import escape, printable
 from lapbench.report.results import (
     Estimate,
@@ -25,6 +25,7 @@ from lapbench.report.results import (
     Power,
     Ranking,
     Row,
+    RowKey,
     write_file,
     write_image_scores,
     write_leaderboard,
@@ -127,7 +128,7 @@ _RANKINGS: tuple[tuple[Ranking, str, str], ...] = (
 
 
 def write_report(
-    folder: Path, leaderboard: Leaderboard, images: Mapping[Key, ImageScores] = MappingProxyType({})
+    folder: Path, leaderboard: Leaderboard, images: Mapping[RowKey, ImageScores] = MappingProxyType({})
 ) -> Leaderboard:
     """Write leaderboard.json, .md and .csv into a folder, and the scores by image that its rows rest on.
 
@@ -147,7 +148,7 @@ def write_report(
     return ranked
 
 
-def ranked_and_grouped(leaderboard: Leaderboard, images: Mapping[Key, ImageScores]) -> Leaderboard:
+def ranked_and_grouped(leaderboard: Leaderboard, images: Mapping[RowKey, ImageScores]) -> Leaderboard:
     """Return a leaderboard with all of its rows compared with each other; images: as `write_report`."""
     return grouped(leaderboard.model_copy(update={"rows": rank(leaderboard.rows)}), images)
 

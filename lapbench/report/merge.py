@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -29,6 +29,7 @@ from lapbench.report.results import (
     Ranking,
     Record,
     Row,
+    RowKey,
     faults_of,
     read_image_scores,
     read_leaderboard,
@@ -37,9 +38,6 @@ from lapbench.report.results import (
 
 AGREEMENT = 1e-3
 """Scores of the same maps may differ by so much on average from machine to machine."""
-
-Key: TypeAlias = tuple[str, str, str, bool]
-"""What a row is a row of: `Row.key`."""
 
 
 class Submitter(Record):
@@ -56,7 +54,7 @@ class Submission:
     folder: Path
     submitter: Submitter
     board: Leaderboard
-    images: dict[Key, ImageScores]
+    images: dict[RowKey, ImageScores]
 
     def who(self, row: Row) -> tuple[str, ...]:
         """Whose row it is: of a joined folder, those who submitted it."""
@@ -68,7 +66,7 @@ class Merged:
     """One leaderboard of many, with the scores by image of its rows, and what joining them found."""
 
     board: Leaderboard
-    images: dict[Key, ImageScores]
+    images: dict[RowKey, ImageScores]
     notes: tuple[str, ...]
 
     @property
@@ -195,7 +193,7 @@ def _what_decides(board: Leaderboard) -> dict[str, Any]:
 def _merge_alike(group: Sequence[Submission]) -> Merged:
     group = _by_name(group)
     renamed = [_told_apart(submission, group) for submission in group]
-    entries: dict[Key, list[Submission]] = {}
+    entries: dict[RowKey, list[Submission]] = {}
     for submission in renamed:
         for row in submission.board.rows:
             entries.setdefault(row.key, []).append(submission)
@@ -219,7 +217,7 @@ def _merge_alike(group: Sequence[Submission]) -> Merged:
     return Merged(board, images, tuple(notes))
 
 
-def _joined(key: Key, submitters: Sequence[Submission]) -> tuple[Row, ImageScores | None, str]:
+def _joined(key: RowKey, submitters: Sequence[Submission]) -> tuple[Row, ImageScores | None, str]:
     """One row of many: the first complete one, without a rank where any contradicts it, now or before."""
     rows = {one: next(row for row in one.board.rows if row.key == key) for one in submitters}
     complete = [one for one in submitters if rows[one].complete]

@@ -43,6 +43,9 @@ Selection = Literal["threshold", "top-k", "native"]
 Ranking = Literal["thresholding", "top-k"]
 """Rows of one ranking compete."""
 
+RowKey = tuple[str, str, str, bool]
+"""What a row is a row of: model, explainer, selection, and whether the weights are random."""
+
 
 def _finite(value: Any) -> Any:
     """Turn NaN and infinity into null, also inside lists and tables, and put the keys of tables in order."""
@@ -211,7 +214,7 @@ class Row(Record):
         return self
 
     @property
-    def key(self) -> tuple[str, str, str, bool]:
+    def key(self) -> RowKey:
         """What the row is a row of; no two rows of a leaderboard share it."""
         return (self.model, self.explainer, self.selection, self.randomised)
 
