@@ -192,7 +192,9 @@ def antehoc(model: nn.Module, images: Tensor, target: Tensor) -> Tensor:
     """
     layers = antehoc_layers(model)
     if not layers:
-        raise NotApplicableError(f"this {type(model).__name__} has no weighting network for ante-hoc maps")
+        raise NotApplicableError(
+            f"this {type(model).__name__} has no weighting network for ante-hoc maps (a reconstruction)"
+        )
     ((name, layer),) = layers.items()
     maps: Tensor = layer.weighting(passes_of(model, images, target).activation(f"{name}.features"))
     return maps[:, 0]

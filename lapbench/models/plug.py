@@ -1,9 +1,9 @@
 """Put LAP into a network: poolings become LAP, strided convolutions lose their stride to a LAP behind them.
 
 The rule and the places are those of the LAP paper (arXiv 2201.11808). Its relatives, which `Plug.layer`
-names, take the same places with the same windows. BLA (arXiv 2105.14824), or ante-hoc maps, take the place of
-the global pooling alone. The network with any of them is a copy; every parameter of the plain network keeps
-its name, so plain weights load into it (`load_plain`).
+names, take the same places with the same windows. BLA (arXiv 2105.14824), or ante-hoc maps (reconstruction),
+take the place of the global pooling alone. The network with any of them is a copy; every parameter of the
+plain network keeps its name, so plain weights load into it (`load_plain`).
 """
 
 import copy

@@ -41,7 +41,7 @@ def data() -> Lines:
     return ("data", "classes", "licence", "where", "title"), lines
 
 
-_LAYERS = {"lap": "LAP", "lip": "LIP", "bla": "BLA", "antehoc": "ante-hoc maps"}
+_LAYERS = {"lap": "LAP", "lip": "LIP", "bla": "BLA", "antehoc": "ante-hoc maps (reconstruction)"}
 
 
 def explainers_known() -> Lines:
@@ -73,7 +73,7 @@ def _card(spec: ExplainerSpec, package: str) -> list[tuple[str, ...]]:
         "lap": "LAP layers",
         "lip": "LIP layers",
         "bla": "a BLA layer",
-        "antehoc": "a weighting network for ante-hoc maps",
+        "antehoc": "a weighting network for ante-hoc maps (reconstruction)",
         "masks": "the truth",
         "ids": "the samples' ids",
     }
